@@ -1,7 +1,7 @@
 """Image backbones: photograph in, grid of features out.
 
 EfficientNet-Lite is EfficientNet (arXiv:1905.11946) without squeeze-and-excitation, with ReLU6 for swish and a stem and
-head that are not scaled with the width. The TensorFlow original is tensorflow/tpu `efficientnet/lite`; padding ("SAME"),
+head that are not scaled with the width. The TensorFlow original is tensorflow/tpu `efficientnet/lite`; "SAME" padding,
 BatchNorm epsilon and the order of the layers follow it, so weights converted from it load by order
 (`training/backbone_weights.py`).
 

@@ -53,7 +53,7 @@ def load_by_order(backbone: nn.Module, source: dict[str, torch.Tensor]) -> None:
     for (target_key, tensor), (source_key, value) in zip(target.items(), source.items(), strict=True):
         if tensor.shape != value.shape:
             raise DataError(
-                f"{source_key} {tuple(value.shape)} does not fit {target_key} {tuple(tensor.shape)}: weights of another model."
+                f"{source_key} {tuple(value.shape)} does not fit {target_key} {tuple(tensor.shape)}: another model."
             )
         tensor.copy_(value)
 
