@@ -1,0 +1,20 @@
+.PHONY: help quality style test smoke
+
+PYTHON ?= python
+
+help:  ## Show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+quality:  ## Check style and formatting, change nothing
+	ruff check .
+	ruff format --check .
+
+style:  ## Mend what ruff can mend
+	ruff check --fix .
+	ruff format .
+
+test:  ## Run every test that this machine can run
+	$(PYTHON) -m pytest
+
+smoke:  ## Open the page in a headless browser, give it a photo, wait for the story
+	$(PYTHON) -m tests.smoke

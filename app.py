@@ -1,0 +1,312 @@
+"""The Pictale page: a photo in, what the captioner sees in it, and a story about it.
+
+    python app.py          opens http://127.0.0.1:7860 (GRADIO_SERVER_NAME and GRADIO_SERVER_PORT say otherwise)
+
+Layout and wiring only: everything else is a call of `StoryPipeline`. Programs may use the page too, through the
+endpoints /caption and /tell (see "Use via API" at its foot).
+"""
+
+import base64
+import binascii
+import functools
+import html
+import logging
+import math
+import random
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.utils import get_upload_folder
+
+from modeling.errors import ImageError, PictaleError
+from modeling.heatmaps import attention_overlay
+from modeling.images import load_image
+
+EXAMPLES = sorted((Path(__file__).parent / "hub_configs" / "pictale-default" / "examples").glob("*.jpg"))
+STYLES = ("everyday", "romance", "adventure", "science_fiction", "mystery", "horror", "fairy_tale")
+LABELS = {style: style.replace("_", " ").capitalize() for style in STYLES}
+
+INTRODUCTION = """# Pictale
+Give it a photo. It says what it sees, and tells a story about it in the style of a book."""
+
+BOOK_FACE = '"Iowan Old Style", Palatino, "Palatino Linotype", "Book Antiqua", Georgia, serif'
+CSS = f"""
+.gradio-container {{max-width: 1180px !important; margin: 0 auto !important}}
+h1, #story textarea {{font-family: {BOOK_FACE}}}
+#story textarea {{font-size: 1.15rem; line-height: 1.75}}
+#captions .wrap {{flex-direction: column}}
+#words input {{position: absolute; opacity: 0}}
+#words label span {{margin-left: 0}}
+#sight .block {{border-width: 0}}
+#examples .gallery {{display: grid; grid-template-columns: repeat(auto-fill, minmax(72px, 1fr))}}
+#examples .container {{width: 100%; max-width: none; height: auto; max-height: none}}
+#examples img {{aspect-ratio: 1; object-fit: cover; width: 100%}}
+"""
+
+
+@functools.cache
+def _load_pipeline() -> Any:
+    from modeling import StoryPipeline  # here, because torch takes seconds to import and the page need not wait for it
+
+    return StoryPipeline.from_pretrained()
+
+
+_LOADING = threading.Lock()
+
+
+def get_pipeline() -> Any:
+    """The one pipeline of this process, loaded by whoever asks first."""
+    with _LOADING:
+        return _load_pipeline()
+
+
+def warm_up() -> None:
+    """Load the models and use them once, so that the first visitor does not wait for it."""
+    try:
+        pipeline = get_pipeline()
+        captions = pipeline.caption([load_image(EXAMPLES[0])])[0]
+        next(pipeline.stream(captions, style=STYLES[0], seed=0))
+    except PictaleError as error:
+        logging.getLogger("pictale").error("The models cannot be used: %s", error)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A photo of this visitor and what the captioner said of it."""
+
+    photo: str | bytes
+    captions: tuple[Any, ...]
+
+
+@contextmanager
+def sentences() -> Iterator[None]:
+    """Turn the errors that a visitor may cause into messages on the page, which would show them as HTML."""
+    try:
+        yield
+    except PictaleError as error:
+        raise gr.Error(html.escape(str(error), quote=False), title="Sorry", print_exception=False) from error
+
+
+def photo_source(upload: dict | None) -> str | bytes:
+    """The file or bytes of an uploaded photo, untouched: `load_image` is to judge them, not the component."""
+    if upload is None:
+        raise ImageError("There is no photo yet: upload one, take one or choose an example.")
+    if path := upload.get("path"):
+        # Files named by a request that did not upload them are none of the visitor's business.
+        if not Path(path).resolve().is_relative_to(Path(get_upload_folder()).resolve()):
+            raise ImageError("The photo was not uploaded to this page: upload it first.")
+        return path
+    try:
+        return base64.b64decode((upload.get("url") or "").partition(";base64,")[2], validate=True)
+    except binascii.Error as error:
+        raise ImageError("The photo is not valid base64: send it as data:image/jpeg;base64,...") from error
+
+
+def describe(caption: Any) -> dict[str, Any]:
+    return {"text": caption.text, "score": round(float(caption.score), 4)}
+
+
+class Page:
+    """The handlers behind the page, over the pipeline that `get` returns when it is first needed."""
+
+    def __init__(self, get: Callable[[], Any]):
+        self.get = get
+
+    def look(self, upload: dict | None) -> Seen:
+        photo = photo_source(upload)
+        image = load_image(photo)  # before the models are asked for, so that a broken file is told at once
+        return Seen(photo, self.get().caption([image])[0])
+
+    def tell(self, seen: Seen, style: str, seed: str | float | None) -> Iterator[tuple[str, int]]:
+        """The growing story and the seed it grows from, drawn where none is given."""
+        try:
+            seed = random.randrange(10**6) if seed in (None, "") else int(seed)
+        except (ValueError, OverflowError) as error:
+            raise PictaleError(f"The seed {seed} is not a whole number: enter one, or nothing.") from error
+        for text in self.get().stream(seen.captions, style=style, seed=seed):
+            yield text, seed
+
+    # -- endpoints for programs ---------------------------------------------------------------------------------------
+
+    def caption_endpoint(self, photo: dict) -> list[dict]:
+        """Captions of a photo, best first, each with its text and its mean log-probability a word."""
+        with sentences():
+            return [describe(caption) for caption in self.look(photo).captions]
+
+    def tell_endpoint(self, photo: dict, style: str, seed: float | None = None) -> Iterator[dict]:
+        """Captions and the growing story of a photo; the last result holds the whole story."""
+        with sentences():
+            seen = self.look(photo)
+            captions = [describe(caption) for caption in seen.captions]
+            for story, used in self.tell(seen, style, seed):
+                yield {"captions": captions, "style": style, "seed": used, "story": story}
+
+
+def show_captions(seen: Seen | None) -> tuple:
+    """Updates for the sight group, its captions, its words and its heat map."""
+    if seen is None:
+        nothing = gr.update(choices=[], value=None)
+        return gr.update(visible=False), nothing, nothing, gr.update(visible=False)
+    choices = [(f"{caption.text}  ({math.exp(caption.score):.0%})", i) for i, caption in enumerate(seen.captions)]
+    return gr.update(visible=True), gr.update(choices=choices, value=0), *show_words(seen, 0)
+
+
+def show_words(seen: Seen, caption: int) -> tuple:
+    """Updates for the words of the chosen caption and its heat map, which waits for a word."""
+    words = [(word, i) for i, word in enumerate(seen.captions[caption].words)]
+    return gr.update(choices=words, value=None), gr.update(visible=False)
+
+
+def show_heat(seen: Seen, caption: int, word: int) -> Any:
+    """The photo with the attention of the chosen word over it."""
+    with sentences():
+        photo = load_image(seen.photo)
+    photo.thumbnail((1024, 1024))
+    return gr.update(value=attention_overlay(photo, seen.captions[caption].attention[word]), visible=True)
+
+
+def build_page(get: Callable[[], Any] = get_pipeline) -> gr.Blocks:
+    """Lay out the page over the pipeline that `get` returns when it is first needed."""
+    handlers = Page(get)
+    models = {"concurrency_id": "models", "concurrency_limit": 1}  # one at a time: they use all cores already
+    inside = {"api_visibility": "private"}
+
+    with gr.Blocks(title="Pictale", delete_cache=(3600, 86400)) as page:
+        seen = gr.State(None)
+        gr.Markdown(INTRODUCTION)
+        with gr.Row():
+            with gr.Column(min_width=320):
+                photo = gr.Image(label="Photo", type="filepath", sources=["upload", "webcam", "clipboard"], height=320)
+                gr.Examples(
+                    EXAMPLES,
+                    photo,
+                    examples_per_page=12,
+                    cache_examples=False,
+                    label="Or choose one of these",
+                    elem_id="examples",
+                )
+                style = gr.Radio([(LABELS[name], name) for name in STYLES], value=STYLES[0], label="Style")
+                dice = gr.Button("⚄ Roll", size="sm")
+                seed = gr.Textbox(
+                    label="Seed",
+                    info="The same photo, style and seed give the same story.",
+                    placeholder="a new one each time",
+                    max_lines=1,
+                    buttons=[dice],
+                    elem_id="seed",
+                )
+                tell = gr.Button("Tell me a story", variant="primary", size="lg")
+                stop = gr.Button("Stop", variant="stop", size="lg", visible=False)
+            with gr.Column(min_width=320):
+                story = gr.Textbox(
+                    label="Story",
+                    placeholder="Choose a photo and a style, then press “Tell me a story”.",
+                    lines=10,
+                    max_lines=40,
+                    interactive=False,
+                    buttons=["copy"],
+                    elem_id="story",
+                )
+                note = gr.Markdown()
+                with gr.Group(visible=False, elem_id="sight") as sight:
+                    captions = gr.Radio(
+                        label="What it sees",
+                        info="Its best captions, and how sure it was of each word on average.",
+                        interactive=True,
+                        elem_id="captions",
+                    )
+                    words = gr.Radio(
+                        label="Where it looked",
+                        info="Choose a word of the caption.",
+                        interactive=True,
+                        elem_id="words",
+                    )
+                    heat = gr.Image(
+                        interactive=False, visible=False, format="jpeg", show_label=False, buttons=["fullscreen"]
+                    )
+        with gr.Row(visible=False):  # what the endpoints for programs need to be attached to
+            result, seed_number = gr.JSON(), gr.Number(None, precision=0)
+            caption_api, tell_api = gr.Button(), gr.Button()
+
+        def see(upload):
+            """Captions as soon as there is a photo."""
+            try:
+                with sentences():
+                    now = None if upload is None else handlers.look(upload)
+            except gr.Error as error:  # raised, it would leave the captions of the photo before on the page
+                gr.Warning(error.message, title=error.title)
+                now = None
+            return now, *show_captions(now), "", ""
+
+        def write(upload, before, style, seed):
+            """Captions if they are not there yet, then the story as it grows."""
+            with sentences():
+                now = before
+                if before is None or before.photo != photo_source(upload):
+                    now = handlers.look(upload)
+                    yield {seen: now, **dict(zip(sight_parts, show_captions(now), strict=True)), story: "", note: ""}
+                else:
+                    yield {story: "", note: ""}
+                for text, used in handlers.tell(now, style, seed):
+                    yield {story: text, note: f"{LABELS[style]}, seed {used}. Enter this seed to get the story again."}
+
+        sight_parts = [sight, captions, words, heat]
+        busy = [gr.update(visible=False), gr.update(visible=True)]
+        idle = [gr.update(visible=True), gr.update(visible=False)]
+        photo.change(see, photo, [seen, *sight_parts, story, note], preprocess=False, **models, **inside)
+        captions.input(show_words, [seen, captions], [words, heat], **inside)
+        words.input(show_heat, [seen, captions, words], heat, **inside)
+        dice.click(lambda: str(random.randrange(10**6)), None, seed, **inside)
+        telling = tell.click(lambda: busy, None, [tell, stop], queue=False, **inside).then(
+            write,
+            [photo, seen, style, seed],
+            [seen, *sight_parts, story, note],
+            preprocess=False,
+            show_progress_on=story,
+            scroll_to_output=True,
+            **models,
+            **inside,
+        )
+        telling.then(lambda: idle, None, [tell, stop], queue=False, **inside)
+        stop.click(lambda: idle, None, [tell, stop], cancels=telling, queue=False, **inside)
+        caption_api.click(handlers.caption_endpoint, photo, result, preprocess=False, api_name="caption", **models)
+        tell_api.click(
+            handlers.tell_endpoint, [photo, style, seed_number], result, preprocess=False, api_name="tell", **models
+        )
+    return page
+
+
+def theme() -> gr.themes.Base:
+    """Leather and paper. The font is one that gradio brings along: nothing is fetched from elsewhere."""
+    leather, paper = "*primary_800", "#faf7f1"
+    return gr.themes.Soft(
+        primary_hue="amber",
+        neutral_hue="stone",
+        font=[gr.themes.LocalFont("Source Sans Pro", weights=(400, 700)), "system-ui", "sans-serif"],
+    ).set(
+        body_background_fill=paper,
+        background_fill_primary=paper,
+        button_primary_background_fill=leather,
+        button_primary_background_fill_hover="*primary_700",
+        button_primary_background_fill_dark=leather,
+        block_label_background_fill="*primary_50",
+        block_label_background_fill_dark="*neutral_700",
+        block_label_text_color=leather,
+        block_title_text_color=leather,
+        checkbox_label_background_fill_selected=leather,
+        checkbox_label_background_fill_selected_dark=leather,
+        checkbox_background_color_selected="*primary_700",
+        checkbox_border_color_selected="*primary_700",
+    )
+
+
+if __name__ == "__main__":
+    page = build_page()
+    page.queue().launch(theme=theme(), css=CSS, footer_links=["api", "settings"], prevent_thread_lock=True)
+    threading.Thread(target=warm_up, daemon=True, name="warm-up").start()
+    page.block_thread()

@@ -1,0 +1,42 @@
+"""Shared fixtures. Nothing here needs the network or data that is not in the repository."""
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+if str(REPOSITORY) not in sys.path:  # so that the packages are found from wherever pytest is started
+    sys.path.insert(0, str(REPOSITORY))
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def embedded() -> Path:
+    """The folder of the embedded default pipeline, or a skip where it has no weights."""
+    folder = REPOSITORY / "hub_configs" / "pictale-default"
+    if not any(folder.rglob("*.safetensors")):
+        pytest.skip("the embedded default has no weights in this tree")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def example_photos() -> list[Path]:
+    """The photographs that ship with the repository."""
+    return sorted((REPOSITORY / "hub_configs" / "pictale-default" / "examples").glob("*.jpg"))
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator:
+    """A headless Chromium, or a skip with the reason."""
+    from tests.serving import chromium, chromium_program
+
+    pytest.importorskip("playwright", reason="playwright is not installed")
+    if chromium_program() is None:
+        pytest.skip("no Chromium on this machine")
+    with chromium() as browser:
+        yield browser

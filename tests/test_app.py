@@ -1,0 +1,208 @@
+"""The page as a program meets it: endpoints, streaming, and a sentence for every bad input."""
+
+import base64
+import json
+import math
+import threading
+from pathlib import Path
+
+import gradio as gr
+import httpx
+import numpy as np
+import pytest
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from PIL import Image
+
+import app
+from modeling.images import load_image
+from tests.fakes import STYLES, FakePipeline
+from tests.serving import served
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> FakePipeline:
+    return FakePipeline(words=12)
+
+
+@pytest.fixture(scope="module")
+def url(pipeline):
+    with served(app.build_page(lambda: pipeline)) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def client(url) -> Client:
+    return Client(url, verbose=False)
+
+
+def refusal(client: Client, *arguments, api_name: str = "/tell", **keywords) -> str:
+    with pytest.raises(AppError) as caught:
+        client.predict(*arguments, api_name=api_name, **keywords)
+    return str(caught.value)
+
+
+def test_only_the_two_endpoints_are_public(client):
+    endpoints = client.view_api(return_format="dict")["named_endpoints"]
+    assert set(endpoints) == {"/caption", "/tell"}
+    assert [parameter["parameter_name"] for parameter in endpoints["/tell"]["parameters"]] == ["photo", "style", "seed"]
+
+
+def test_caption(client, pipeline, example_photos):
+    result = client.predict(handle_file(example_photos[0]), api_name="/caption")
+    expected = pipeline.caption([load_image(example_photos[0])])[0]
+    assert [caption["text"] for caption in result] == [caption.text for caption in expected]
+    assert all(math.isclose(caption["score"], -0.5) for caption in result)
+
+
+def test_two_photos_two_captions(client, example_photos):
+    first, second = (client.predict(handle_file(path), api_name="/caption") for path in example_photos[:2])
+    assert first[0]["text"] != second[0]["text"]
+
+
+def test_tell_streams_and_ends_with_the_whole_story(client, example_photos):
+    job = client.submit(handle_file(example_photos[0]), "horror", 7, api_name="/tell")
+    final = job.result()
+    steps = [output for output in job.outputs() if isinstance(output, dict)]
+    assert len(steps) > 5
+    assert all(later["story"].startswith(earlier["story"]) for earlier, later in zip(steps, steps[1:], strict=False))
+    assert (final["style"], final["seed"]) == ("horror", 7)
+    assert final["story"].startswith("Seed 7, horror: a thing of colour")
+    assert len(final["captions"]) == 3
+
+
+def test_seed_repeats_and_is_drawn_where_none_is_given(client, example_photos):
+    photo = handle_file(example_photos[0])
+    drawn = client.predict(photo, api_name="/tell")
+    assert drawn["style"] == "everyday"
+    assert client.predict(photo, "everyday", drawn["seed"], api_name="/tell")["story"] == drawn["story"]
+    assert client.predict(photo, api_name="/tell")["seed"] != drawn["seed"]
+
+
+def test_base64_photo(client, example_photos):
+    """What a web service sends that has no file to upload."""
+    data = base64.b64encode(example_photos[0].read_bytes()).decode()
+    by_file = client.predict(handle_file(example_photos[0]), api_name="/caption")
+    assert client.predict({"url": f"data:image/jpeg;base64,{data}"}, api_name="/caption") == by_file
+    assert "base64" in refusal(client, {"url": "data:image/jpeg;base64,%%%"}, api_name="/caption")
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "CMYK", "P"])
+def test_unusual_photos(client, mode, tmp_path):
+    path = tmp_path / ("photo.jpg" if mode == "CMYK" else "photo.png")
+    Image.effect_noise((64, 48), 40).convert("RGB").convert(mode).save(path)
+    assert client.predict(handle_file(path), api_name="/caption")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("notes.jpg", b"no photo at all", "notes.jpg is not a photo"),
+        ("empty.png", b"", "empty"),
+        ("cut.jpg", None, "cut off or damaged"),
+        ("dot.png", (1, 1), "too small"),
+        ("wall.png", (20_000, 20_000), "too large"),
+        ("page.svg", b"<svg xmlns='http://www.w3.org/2000/svg'><rect/></svg>", "is not a photo"),
+        ("<img src=x>.jpg", b"no photo", "is not a photo"),
+    ],
+)
+def test_bad_photos_give_a_sentence(client, tmp_path, example_photos, name, content, words):
+    path = tmp_path / name
+    if content is None:
+        content = example_photos[0].read_bytes()[:5000]
+    if isinstance(content, tuple):
+        Image.new("1", content).save(path)
+    else:
+        path.write_bytes(content)
+    for endpoint in ("/caption", "/tell"):
+        message = refusal(client, handle_file(path), api_name=endpoint)
+        assert words in message
+        assert "<" not in message
+        assert "Traceback" not in message
+
+
+def test_no_photo_and_unknown_style_and_strange_seed(client, example_photos):
+    assert "There is no photo yet" in refusal(client, None)
+    message = refusal(client, handle_file(example_photos[0]), "western")
+    assert "western" in message
+    assert all(style in message for style in STYLES)
+    assert "whole number" in refusal(client, handle_file(example_photos[0]), "romance", "seven")
+
+
+def test_files_of_the_server_stay_private(url, tmp_path):
+    """A request may name any path; only what was uploaded to the page is opened."""
+    secret = tmp_path / "secret.png"
+    Image.new("RGB", (64, 64)).save(secret)
+    for payload in (
+        {"path": str(secret)},
+        {"path": str(secret), "meta": {"_type": "gradio.FileData"}},
+        {"path": str(secret), "url": "data:image/png;base64,AAAA"},
+    ):
+        event = httpx.post(f"{url}gradio_api/call/caption", json={"data": [payload]}).json()["event_id"]
+        answer = httpx.get(f"{url}gradio_api/call/caption/{event}").text
+        assert "event: error" in answer
+        assert "colour" not in answer
+
+
+def test_styles_have_labels_for_people():
+    assert app.STYLES == STYLES
+    assert app.LABELS["science_fiction"] == "Science fiction"
+
+
+def test_pipeline_is_loaded_once(monkeypatch):
+    """However many visitors come at the same moment."""
+    calls = []
+
+    def load():
+        calls.append(1)
+        threading.Event().wait(0.05)
+        return object()
+
+    monkeypatch.setattr(app, "_load_pipeline", app.functools.cache(load))
+    results = []
+    threads = [threading.Thread(target=lambda: results.append(app.get_pipeline())) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(calls) == 1
+    assert len(set(map(id, results))) == 1
+
+
+def test_building_the_page_loads_nothing():
+    def get():
+        raise AssertionError("the pipeline was asked for before anybody needed it")
+
+    assert isinstance(app.build_page(get), gr.Blocks)
+
+
+def test_examples_ship_with_their_attribution(example_photos):
+    assert len(app.EXAMPLES) == len(example_photos) == 12
+    attribution = (example_photos[0].parent / "ATTRIBUTION.md").read_text()
+    for path in app.EXAMPLES:
+        assert f"| {path.name} |" in attribution
+        assert load_image(path).mode == "RGB"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# With the embedded weights
+
+
+def test_embedded_pipeline_behind_the_page(embedded, example_photos, tmp_path, monkeypatch):
+    """The same page with the weights that ship: photos differ, seeds repeat, and it works from another folder."""
+    monkeypatch.chdir(tmp_path)
+    assert tuple(app.get_pipeline().styles) == app.STYLES
+    with served(app.build_page()) as url:
+        client = Client(url, verbose=False)
+        dog, ski = (handle_file(Path(path)) for path in example_photos if path.stem in ("dog", "skier"))
+        first = client.predict(dog, "romance", 1, api_name="/tell")
+        assert client.predict(dog, "romance", 1, api_name="/tell") == first
+        other = client.predict(ski, "romance", 1, api_name="/tell")
+        assert other["captions"] != first["captions"]
+        assert other["story"] != first["story"]
+        assert len(first["story"].split()) > 10
+        json.dumps(first)
+        captions = app.get_pipeline().caption([load_image(dog["path"])])[0]
+        for caption in captions:
+            assert len(caption.words) == len(caption.attention)
+            assert np.allclose(caption.attention.sum(axis=(1, 2)), 1, atol=1e-2)
