@@ -83,13 +83,18 @@ class Seen:
     captions: tuple[Any, ...]
 
 
+def sentence(error: PictaleError) -> str:
+    """What the page shows of an error; it shows messages as HTML."""
+    return html.escape(str(error), quote=False)
+
+
 @contextmanager
-def sentences() -> Iterator[None]:
-    """Turn the errors that a visitor may cause into messages on the page, which would show them as HTML."""
+def errors_for_programs() -> Iterator[None]:
+    """Let clients of the endpoints have the sentence of an error that they caused."""
     try:
         yield
     except PictaleError as error:
-        raise gr.Error(html.escape(str(error), quote=False), title="Sorry", print_exception=False) from error
+        raise gr.Error(sentence(error), print_exception=False) from error
 
 
 def photo_source(upload: dict | None) -> str | bytes:
@@ -135,12 +140,12 @@ class Page:
 
     def caption_endpoint(self, photo: dict) -> list[dict]:
         """Captions of a photo, best first, each with its text and its mean log-probability a word."""
-        with sentences():
+        with errors_for_programs():
             return [describe(caption) for caption in self.look(photo).captions]
 
     def tell_endpoint(self, photo: dict, style: str, seed: float | None = None) -> Iterator[dict]:
         """Captions and the growing story of a photo; the last result holds the whole story."""
-        with sentences():
+        with errors_for_programs():
             seen = self.look(photo)
             captions = [describe(caption) for caption in seen.captions]
             for story, used in self.tell(seen, style, seed):
@@ -164,8 +169,11 @@ def show_words(seen: Seen, caption: int) -> tuple:
 
 def show_heat(seen: Seen, caption: int, word: int) -> Any:
     """The photo with the attention of the chosen word over it."""
-    with sentences():
+    try:
         photo = load_image(seen.photo)
+    except PictaleError as error:  # uploads are thrown away after a day
+        gr.Warning(sentence(error), title="Sorry")
+        return gr.skip()
     photo.thumbnail((1024, 1024))
     return gr.update(value=attention_overlay(photo, seen.captions[caption].attention[word]), visible=True)
 
@@ -234,45 +242,48 @@ def build_page(get: Callable[[], Any] = get_pipeline) -> gr.Blocks:
             caption_api, tell_api = gr.Button(), gr.Button()
 
         def see(upload):
-            """Captions as soon as there is a photo."""
+            """Captions as soon as there is a photo; what was said of the photo before goes."""
+            now = None
             try:
-                with sentences():
-                    now = None if upload is None else handlers.look(upload)
-            except gr.Error as error:  # raised, it would leave the captions of the photo before on the page
-                gr.Warning(error.message, title=error.title)
-                now = None
+                now = None if upload is None else handlers.look(upload)
+            except PictaleError as error:
+                gr.Warning(sentence(error), title="Sorry")
             return now, *show_captions(now), "", ""
 
         def write(upload, before, style, seed):
             """Captions if they are not there yet, then the story as it grows."""
-            with sentences():
+            yield {**busy, story: "", note: ""}
+            try:
                 now = before
                 if before is None or before.photo != photo_source(upload):
                     now = handlers.look(upload)
-                    yield {seen: now, **dict(zip(sight_parts, show_captions(now), strict=True)), story: "", note: ""}
-                else:
-                    yield {story: "", note: ""}
+                    yield {seen: now, **dict(zip(sight_parts, show_captions(now), strict=True))}
                 for text, used in handlers.tell(now, style, seed):
                     yield {story: text, note: f"{LABELS[style]}, seed {used}. Enter this seed to get the story again."}
+            except PictaleError as error:
+                gr.Warning(sentence(error), title="Sorry")
+            except Exception:
+                yield idle
+                raise
+            yield idle
 
         sight_parts = [sight, captions, words, heat]
-        busy = [gr.update(visible=False), gr.update(visible=True)]
-        idle = [gr.update(visible=True), gr.update(visible=False)]
+        busy = {tell: gr.update(visible=False), stop: gr.update(visible=True)}
+        idle = {tell: gr.update(visible=True), stop: gr.update(visible=False)}
         photo.change(see, photo, [seen, *sight_parts, story, note], preprocess=False, **models, **inside)
         captions.input(show_words, [seen, captions], [words, heat], **inside)
         words.input(show_heat, [seen, captions, words], heat, **inside)
         dice.click(lambda: str(random.randrange(10**6)), None, seed, **inside)
-        telling = tell.click(lambda: busy, None, [tell, stop], queue=False, **inside).then(
+        telling = tell.click(
             write,
             [photo, seen, style, seed],
-            [seen, *sight_parts, story, note],
+            [seen, *sight_parts, story, note, tell, stop],
             preprocess=False,
             show_progress_on=story,
             scroll_to_output=True,
             **models,
             **inside,
         )
-        telling.then(lambda: idle, None, [tell, stop], queue=False, **inside)
         stop.click(lambda: idle, None, [tell, stop], cancels=telling, queue=False, **inside)
         caption_api.click(handlers.caption_endpoint, photo, result, preprocess=False, api_name="caption", **models)
         tell_api.click(

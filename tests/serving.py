@@ -4,8 +4,6 @@ import contextlib
 import shutil
 from collections.abc import Iterator
 
-import app
-
 # Chromium's own sandbox cannot start as root, which is what containers run as.
 _OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"]
 
@@ -13,6 +11,8 @@ _OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-backgr
 @contextlib.contextmanager
 def served(page) -> Iterator[str]:
     """Launch a page on a free port of this machine, with the looks it has in earnest; yields its address."""
+    import app
+
     _, url, _ = page.queue().launch(
         server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, theme=app.theme(), css=app.CSS
     )
