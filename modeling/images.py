@@ -1,8 +1,8 @@
 """Read a photograph from whatever a person has: a file, bytes, a PIL image or an array, always into 8-bit RGB.
 
 Training, the terminal and the page all read photos here, so that every one of them turns the same phone pictures
-upright, flattens the same transparency and refuses the same broken files with the same sentence. Decoding is Pillow's; what
-this file adds is the order of the checks: size and shape are judged from the header, before a single pixel is unpacked.
+upright, flattens the same transparency and refuses the same broken files with the same sentence. Decoding is Pillow's;
+what this file adds is the order of the checks: size and shape are judged from the header, before a pixel is unpacked.
 """
 
 import io
@@ -22,8 +22,11 @@ from .errors import ImageError
 MIN_SIDE = 16
 """Smallest side accepted, in pixels: below this there is nothing to see."""
 
-MAX_PIXELS = 120_000_000
-"""Most pixels accepted: above the 108 megapixels of large phone cameras, below what would exhaust a small machine."""
+MAX_PIXELS = 50_000_000
+"""Most pixels accepted of anything but a JPEG: it is unpacked whole, which takes up to 12 bytes a pixel."""
+
+MAX_JPEG_PIXELS = 120_000_000
+"""Most pixels accepted of a JPEG, which is unpacked at a fraction of its size: large phone cameras give 108 million."""
 
 MAX_ASPECT = 20
 """Greatest ratio of the longer to the shorter side: panoramas pass, strips do not."""
@@ -120,14 +123,14 @@ def _read(file: IO[bytes], name: str) -> Image.Image:
     except Exception as error:  # plugins raise a dozen kinds of error for damaged headers
         raise _damaged(name) from error
     with image:
-        _check_size(image.size, name)
+        _check_size(image.size, name, image.format)
         image.draft(None, (MAX_SIDE, MAX_SIDE))  # large JPEGs are unpacked at 1/2, 1/4 or 1/8 of their size
         return _finish(image, name)
 
 
 def _finish(image: Image.Image, name: str) -> Image.Image:
     """Check, unpack, turn upright, flatten and reduce any image."""
-    _check_size(image.size, name)
+    _check_size(image.size, name, image.format)
     try:
         with _silenced():
             image.load()
@@ -148,12 +151,13 @@ def _finish(image: Image.Image, name: str) -> Image.Image:
     return image.convert("RGB")
 
 
-def _check_size(size: tuple[int, int], name: str) -> None:
+def _check_size(size: tuple[int, int], name: str, format: str | None = None) -> None:
     short, long = sorted(size)
+    limit = MAX_JPEG_PIXELS if format in ("JPEG", "MPO") else MAX_PIXELS
     if short < MIN_SIDE:
         raise ImageError(f"{name} is too small ({size[0]}x{size[1]} pixels): use one of at least {MIN_SIDE} a side.")
-    if size[0] * size[1] > MAX_PIXELS:
-        raise _too_large(name, size)
+    if size[0] * size[1] > limit:
+        raise _too_large(name, limit, f"{size[0]}x{size[1]} pixels, ")
     if long > MAX_ASPECT * short:
         raise ImageError(
             f"{name} is too narrow a strip ({size[0]}x{size[1]} pixels): crop it so that no side is more than "
@@ -263,8 +267,7 @@ def _damaged(name: str) -> ImageError:
     return ImageError(f"{name} is cut off or damaged: copy or download it again, or save it anew as JPEG.")
 
 
-def _too_large(name: str, size: tuple[int, int] | None = None) -> ImageError:
-    pixels = f"{size[0]}x{size[1]} pixels, " if size else ""
+def _too_large(name: str, limit: int = MAX_JPEG_PIXELS, size: str = "") -> ImageError:
     return ImageError(
-        f"{name} is too large ({pixels}more than {MAX_PIXELS // 1_000_000} megapixels): save a smaller copy of it."
+        f"{name} is too large ({size}more than {limit // 1_000_000} megapixels): save a smaller copy of it as JPEG."
     )

@@ -2,8 +2,8 @@
 
     python -m tests.smoke [--screenshot FILE]
 
-The server is started from another folder on a free port of this machine, and stopped at the end. Exit code 0 means that a
-story came; the times printed count from the start of the process.
+The server is started from another folder on a free port of this machine, and stopped at the end. Exit code 0 means that
+a story came; the times printed count from the start of the process.
 """
 
 import argparse
