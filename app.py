@@ -23,9 +23,8 @@ from typing import Any
 import gradio as gr
 from gradio.utils import get_upload_folder
 
-from modeling.errors import ImageError, PictaleError
+from modeling import Caption, ImageError, PictaleError, StoryPipeline, load_image
 from modeling.heatmaps import attention_overlay
-from modeling.images import load_image
 
 EXAMPLES = sorted((Path(__file__).parent / "hub_configs" / "pictale-default" / "examples").glob("*.jpg"))
 STYLES = ("everyday", "romance", "adventure", "science_fiction", "mystery", "horror", "fairy_tale")
@@ -49,17 +48,11 @@ h1, #story textarea {{font-family: {BOOK_FACE}}}
 """
 
 
-@functools.cache
-def _load_pipeline() -> Any:
-    from modeling import StoryPipeline  # here, because torch takes seconds to import and the page need not wait for it
-
-    return StoryPipeline.from_pretrained()
-
-
 _LOADING = threading.Lock()
+_load_pipeline = functools.cache(StoryPipeline.from_pretrained)
 
 
-def get_pipeline() -> Any:
+def get_pipeline() -> StoryPipeline:
     """The one pipeline of this process, loaded by whoever asks first."""
     with _LOADING:
         return _load_pipeline()
@@ -80,7 +73,7 @@ class Seen:
     """A photo of this visitor and what the captioner said of it."""
 
     photo: str | bytes
-    captions: tuple[Any, ...]
+    captions: tuple[Caption, ...]
 
 
 def sentence(error: PictaleError) -> str:
@@ -112,14 +105,14 @@ def photo_source(upload: dict | None) -> str | bytes:
         raise ImageError("The photo is not valid base64: send it as data:image/jpeg;base64,...") from error
 
 
-def describe(caption: Any) -> dict[str, Any]:
+def describe(caption: Caption) -> dict[str, Any]:
     return {"text": caption.text, "score": round(float(caption.score), 4)}
 
 
 class Page:
     """The handlers behind the page, over the pipeline that `get` returns when it is first needed."""
 
-    def __init__(self, get: Callable[[], Any]):
+    def __init__(self, get: Callable[[], StoryPipeline]):
         self.get = get
 
     def look(self, upload: dict | None) -> Seen:
@@ -178,7 +171,7 @@ def show_heat(seen: Seen, caption: int, word: int) -> Any:
     return gr.update(value=attention_overlay(photo, seen.captions[caption].attention[word]), visible=True)
 
 
-def build_page(get: Callable[[], Any] = get_pipeline) -> gr.Blocks:
+def build_page(get: Callable[[], StoryPipeline] = get_pipeline) -> gr.Blocks:
     """Lay out the page over the pipeline that `get` returns when it is first needed."""
     handlers = Page(get)
     models = {"concurrency_id": "models", "concurrency_limit": 1}  # one at a time: they use all cores already

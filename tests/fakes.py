@@ -2,22 +2,13 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
-from modeling.errors import StyleError
+from modeling import Caption, StyleError
 
 STYLES = ("everyday", "romance", "adventure", "science_fiction", "mystery", "horror", "fairy_tale")
-
-
-@dataclass(frozen=True)
-class FakeCaption:
-    text: str
-    score: float
-    words: tuple[str, ...]
-    attention: np.ndarray
 
 
 class FakePipeline:
@@ -35,19 +26,19 @@ class FakePipeline:
         self.photos: list[Image.Image] = []
         self.written = 0
 
-    def caption(self, images: list[Image.Image], num_captions: int = 3) -> list[tuple[FakeCaption, ...]]:
+    def caption(self, images: list[Image.Image], num_captions: int = 3) -> list[tuple[Caption, ...]]:
         self.photos.extend(images)
         return [tuple(self._caption(image, name) for name in self.names[:num_captions]) for image in images]
 
-    def _caption(self, image: Image.Image, name: str) -> FakeCaption:
+    def _caption(self, image: Image.Image, name: str) -> Caption:
         colour = "#{:02x}{:02x}{:02x}".format(*image.resize((1, 1), Image.Resampling.BOX).getpixel((0, 0)))
         words = ("a", name, "of", "colour", colour)
         attention = np.full((len(words), 7, 7), 0.01, dtype=np.float32)
         for place in range(len(words)):
             attention[place, place, 6 - place] = 0.52
-        return FakeCaption(" ".join(words), -0.5, words, attention)
+        return Caption(" ".join(words), -0.5, words, attention)
 
-    def stream(self, captions: tuple[FakeCaption, ...], style: str = "everyday", seed: int = 0) -> Iterator[str]:
+    def stream(self, captions: tuple[Caption, ...], style: str = "everyday", seed: int = 0) -> Iterator[str]:
         if style not in self.styles:
             raise StyleError(f"There is no style {style!r}: choose one of {', '.join(self.styles)}.")
         words = [f"Seed {seed}, {style}: {captions[0].text}."] + [f"word{i}" for i in range(self.words)]
