@@ -6,7 +6,7 @@ from transformers import PreTrainedConfig
 
 from .errors import ModelFolderError
 
-ATTENTION_TYPES = ("bahdanau",)
+ATTENTION_TYPES = ("bahdanau", "dot")
 INITIAL_STATES = ("mean", "zero")
 
 
@@ -21,7 +21,7 @@ class PictaleCaptionerConfig(PreTrainedConfig):
         freeze_backbone (bool, default True): the backbone gets no gradient and stays in eval mode while training.
         embed_dim (int, default 256): size of a word vector.
         context_dim (int, default 384): size of a projected region, hence of the context vector.
-        attention_dim (int, default 256): hidden size of the additive attention.
+        attention_dim (int, default 256): size of keys and query of the attention.
         hidden_size (int, default 512): size of the LSTM state.
         attention_type (str, default "bahdanau"): how a region is scored, one of `ATTENTION_TYPES`.
         initial_state (str, default "mean"): "mean" computes the first state from the mean region, "zero" starts empty.

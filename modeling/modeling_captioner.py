@@ -1,7 +1,8 @@
 """The attention captioner: Show, Attend and Tell (Xu et al., arXiv:1502.03044), soft attention.
 
 Per step, with regions a_i, state h and last word y:
-    e_i = v . tanh(W_a a_i + W_q h),  alpha = softmax(e)            attention
+    e_i = score(a_i, h),  alpha = softmax(e)                        attention; "bahdanau": v . tanh(W_a a_i + W_q h)
+                                                                    "dot": (W_a a_i) . (W_q h) / sqrt(A)
     z = sigmoid(W_g h) * sum_i alpha_i a_i                          gated context
     h, c = LSTM([E y ; z], h, c)
     p(next) = softmax(E' W_o tanh(E y + L_h h + L_z z))             deep output, E' = E when tied
@@ -135,6 +136,32 @@ class StateProjection(nn.Linear):
     """All that is linear in the state, in one product: LSTM gates (4H), attention query (A), context gate (C)."""
 
 
+class AdditiveAttention(nn.Module):
+    """Scores v . tanh(key + query) (Bahdanau et al., arXiv:1409.0473)."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.energy = nn.Linear(dim, 1, bias=False)
+
+    def forward(self, query: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        return self.energy(torch.tanh(keys + query.unsqueeze(1))).squeeze(-1)  # [R, A], [R, P, A] -> [R, P]
+
+
+class DotAttention(nn.Module):
+    """Scores key . query / sqrt(A) (Vaswani et al., arXiv:1706.03762), with less memory traffic."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.scale = dim**-0.5
+
+    def forward(self, query: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        keys = keys.to(query.dtype)
+        return torch.bmm(keys, (self.scale * query).unsqueeze(2)).squeeze(2)  # [R, P, A] x [R, A, 1] -> [R, P]
+
+
+ATTENTIONS = {"bahdanau": AdditiveAttention, "dot": DotAttention}
+
+
 class CaptionerDecoder(nn.Module):
     """Attention LSTM and deep output, without the vocabulary layer."""
 
@@ -146,7 +173,7 @@ class CaptionerDecoder(nn.Module):
         self.state_projection = StateProjection(hidden, sum(self.splits))
         self.word_projection = nn.Linear(embed, 4 * hidden, bias=False)
         self.context_projection = nn.Linear(context, 4 * hidden, bias=False)
-        self.energy = nn.Linear(config.attention_dim, 1, bias=False)
+        self.attention = ATTENTIONS[config.attention_type](config.attention_dim)
         self.initial = nn.Linear(context, 2 * hidden) if config.initial_state == "mean" else None
         self.output_state = nn.Linear(hidden, embed)
         self.output_context = nn.Linear(context, embed, bias=False)
@@ -174,7 +201,7 @@ class CaptionerDecoder(nn.Module):
             h, c [R, H], context z [R, C] and attention alpha [R, P].
         """
         gates, query, *gate = self.state_projection(h).split(self.splits, -1)
-        alpha = self.energy(torch.tanh(keys + query.unsqueeze(1))).squeeze(-1).softmax(-1)  # [R, P]
+        alpha = self.attention(query, keys).softmax(-1)  # [R, P]
         z = torch.bmm(alpha.to(regions.dtype).unsqueeze(1), regions).squeeze(1)  # [R, 1, P] x [R, P, C] -> [R, C]
         if self.gated:
             z = torch.sigmoid(gate[0]) * z
@@ -360,7 +387,7 @@ class PictaleCaptionerForConditionalGeneration(PreTrainedModel, GenerationMixin)
         regions, keys = encoder_outputs["last_hidden_state"], encoder_outputs["attention_keys"]
         first = self.decoder.initial_state(regions) if state is None else state
         if image_index is not None:
-            regions, keys = regions[image_index], keys[image_index]
+            regions, keys = regions.index_select(0, image_index), keys.index_select(0, image_index)
             if state is None:
                 first.reorder_cache(image_index)
         return first, regions, keys

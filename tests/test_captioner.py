@@ -1,4 +1,4 @@
-"""The captioner by its properties: equations, generate() against a textbook search, batches, state, persistence, remote code."""
+"""The captioner by its properties: equations, generate() against a textbook search, batches, persistence."""
 
 import json
 import subprocess
@@ -80,10 +80,11 @@ def textbook_beam(model, features, beams, steps):
 # -- the equations -----------------------------------------------------------------------------------------------------
 @torch.no_grad()
 @pytest.mark.parametrize("gate", [True, False])
-def test_step_is_the_papers_equations(features, gate):
-    model = make_model(context_gate=gate)
+@pytest.mark.parametrize("attention", ["bahdanau", "dot"])
+def test_step_is_the_papers_equations(features, gate, attention):
+    model = make_model(context_gate=gate, attention_type=attention)
     memory = model.encoder(region_features=features)
-    regions, keys = memory.last_hidden_state, memory.attention_keys
+    regions = memory.last_hidden_state
     decoder, hidden = model.decoder, model.config.hidden_size
     state = decoder.initial_state(regions)
     h, c, y = state.h, state.c, model.embedding(torch.tensor([4, 5, 6, 7, 8]))
@@ -91,8 +92,11 @@ def test_step_is_the_papers_equations(features, gate):
     blocks = decoder.state_projection.weight.split(decoder.splits)
     biases = decoder.state_projection.bias.split(decoder.splits)
 
-    v = decoder.energy.weight[0]
-    energy = torch.tanh(linear(regions, model.encoder.keys.weight) + linear(h, blocks[1], biases[1])[:, None]) @ v
+    keys, query = linear(regions, model.encoder.keys.weight), linear(h, blocks[1], biases[1])[:, None]
+    if attention == "bahdanau":
+        energy = torch.tanh(keys + query) @ decoder.attention.energy.weight[0]
+    else:
+        energy = (keys * query).sum(-1) / model.config.attention_dim**0.5
     alpha = energy.softmax(1)
     z = (alpha[:, :, None] * regions).sum(1)
     if gate:
@@ -280,7 +284,9 @@ def test_prepared_model_says_the_same_and_saves_the_same(tmp_path, pixels):
     assert not prepared.encoder._fused
 
 
-@pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": False}, {"initial_state": "zero"}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"attention_type": "dot"}, {"tie_word_embeddings": False}, {"initial_state": "zero"}]
+)
 def test_save_and_load_change_nothing(tmp_path, pixels, changes):
     model = make_model(**changes)
     model.generation_config.update(num_beams=3, suppress_tokens=[3], max_new_tokens=STEPS)

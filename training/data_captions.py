@@ -91,10 +91,10 @@ def normalise_caption(text: str) -> str:
     return " ".join(text.split())
 
 
-def build_tokenizer(splits: Sequence[CaptionSplit], min_count: int, max_length: int) -> PreTrainedTokenizerFast:
+def build_tokenizer(splits: Sequence[CaptionSplit], min_count: int) -> PreTrainedTokenizerFast:
     """The vocabulary of the captions: every word seen at least `min_count` times."""
     texts = (normalise_caption(text) for split in splits for captions in split.captions for text in captions)
-    return build_word_tokenizer(count_words(texts, lowercase=True), 10**6, min_count, True, max_length)
+    return build_word_tokenizer(count_words(texts, lowercase=True), 10**6, min_count, lowercase=True)
 
 
 class CaptionExamples(torch.utils.data.Dataset):

@@ -174,9 +174,7 @@ def run(recipe: CaptionerRecipe, resume: bool = False):
     data = recipe.data
     prepare_output_dir(recipe.training.output_dir, resume)
     # the vocabulary decides the size of the model, so captions are read before features are computed
-    tokenizer = build_tokenizer(
-        [read_split(name, data.train_split, data.limit) for name in data.train], data.min_count, data.max_words + 2
-    )
+    tokenizer = build_tokenizer([read_split(name, data.train_split, data.limit) for name in data.train], data.min_count)
     model = build_model(recipe, len(tokenizer))
     side = model.config.image_size
     processor = PictaleImageProcessor(size={"height": side, "width": side})
