@@ -109,42 +109,6 @@ def describe(caption: Caption) -> dict[str, Any]:
     return {"text": caption.text, "score": round(float(caption.score), 4)}
 
 
-class Page:
-    """The handlers behind the page, over the pipeline that `get` returns when it is first needed."""
-
-    def __init__(self, get: Callable[[], StoryPipeline]):
-        self.get = get
-
-    def look(self, upload: dict | None) -> Seen:
-        photo = photo_source(upload)
-        image = load_image(photo)  # before the models are asked for, so that a broken file is told at once
-        return Seen(photo, self.get().caption([image])[0])
-
-    def tell(self, seen: Seen, style: str, seed: str | float | None) -> Iterator[tuple[str, int]]:
-        """The growing story and the seed it grows from, drawn where none is given."""
-        try:
-            seed = random.randrange(10**6) if seed in (None, "") else int(seed)
-        except (ValueError, OverflowError) as error:
-            raise PictaleError(f"The seed {seed} is not a whole number: enter one, or nothing.") from error
-        for text in self.get().stream(seen.captions, style=style, seed=seed):
-            yield text, seed
-
-    # -- endpoints for programs ---------------------------------------------------------------------------------------
-
-    def caption_endpoint(self, photo: dict) -> list[dict]:
-        """Captions of a photo, best first, each with its text and its mean log-probability a word."""
-        with errors_for_programs():
-            return [describe(caption) for caption in self.look(photo).captions]
-
-    def tell_endpoint(self, photo: dict, style: str, seed: float | None = None) -> Iterator[dict]:
-        """Captions and the growing story of a photo; the last result holds the whole story."""
-        with errors_for_programs():
-            seen = self.look(photo)
-            captions = [describe(caption) for caption in seen.captions]
-            for story, used in self.tell(seen, style, seed):
-                yield {"captions": captions, "style": style, "seed": used, "story": story}
-
-
 def show_captions(seen: Seen | None) -> tuple:
     """Updates for the sight group, its captions, its words and its heat map."""
     if seen is None:
@@ -160,7 +124,7 @@ def show_words(seen: Seen, caption: int) -> tuple:
     return gr.update(choices=words, value=None), gr.update(visible=False)
 
 
-def show_heat(seen: Seen, caption: int, word: int) -> Any:
+def show_heat(seen: Seen, caption: int, word: int) -> dict:
     """The photo with the attention of the chosen word over it."""
     try:
         photo = load_image(seen.photo)
@@ -171,118 +135,165 @@ def show_heat(seen: Seen, caption: int, word: int) -> Any:
     return gr.update(value=attention_overlay(photo, seen.captions[caption].attention[word]), visible=True)
 
 
-def build_page(get: Callable[[], StoryPipeline] = get_pipeline) -> gr.Blocks:
-    """Lay out the page over the pipeline that `get` returns when it is first needed."""
-    handlers = Page(get)
-    models = {"concurrency_id": "models", "concurrency_limit": 1}  # one at a time: they use all cores already
-    inside = {"api_visibility": "private"}
+class Page:
+    """The page over the pipeline that `get` returns when it is first needed: `Page(get).blocks` is what is launched."""
 
-    with gr.Blocks(title="Pictale", delete_cache=(3600, 86400)) as page:
-        seen = gr.State(None)
-        gr.Markdown(INTRODUCTION)
-        with gr.Row():
-            with gr.Column(min_width=320):
-                photo = gr.Image(label="Photo", type="filepath", sources=["upload", "webcam", "clipboard"], height=320)
-                gr.Examples(
-                    EXAMPLES,
-                    photo,
-                    examples_per_page=12,
-                    cache_examples=False,
-                    label="Or choose one of these",
-                    elem_id="examples",
-                )
-                style = gr.Radio([(LABELS[name], name) for name in STYLES], value=STYLES[0], label="Style")
-                dice = gr.Button("⚄ Roll", size="sm")
-                seed = gr.Textbox(
-                    label="Seed",
-                    info="The same photo, style and seed give the same story.",
-                    placeholder="a new one each time",
-                    max_lines=1,
-                    buttons=[dice],
-                    elem_id="seed",
-                )
-                tell = gr.Button("Tell me a story", variant="primary", size="lg")
-                stop = gr.Button("Stop", variant="stop", size="lg", visible=False)
-            with gr.Column(min_width=320):
-                story = gr.Textbox(
-                    label="Story",
-                    placeholder="Choose a photo and a style, then press “Tell me a story”.",
-                    lines=10,
-                    max_lines=40,
-                    interactive=False,
-                    buttons=["copy"],
-                    elem_id="story",
-                )
-                note = gr.Markdown()
-                with gr.Group(visible=False, elem_id="sight") as sight:
-                    captions = gr.Radio(
-                        label="What it sees",
-                        info="Its best captions, and how sure it was of each word on average.",
-                        interactive=True,
-                        elem_id="captions",
-                    )
-                    words = gr.Radio(
-                        label="Where it looked",
-                        info="Choose a word of the caption.",
-                        interactive=True,
-                        elem_id="words",
-                    )
-                    heat = gr.Image(
-                        interactive=False, visible=False, format="jpeg", show_label=False, buttons=["fullscreen"]
-                    )
-        with gr.Row(visible=False):  # what the endpoints for programs need to be attached to
-            result, seed_number = gr.JSON(), gr.Number(None, precision=0)
-            caption_api, tell_api = gr.Button(), gr.Button()
+    def __init__(self, get: Callable[[], StoryPipeline] = get_pipeline):
+        self.get = get
+        with gr.Blocks(title="Pictale", delete_cache=(3600, 86400)) as self.blocks:
+            self.seen = gr.State(None)
+            gr.Markdown(INTRODUCTION)
+            with gr.Row():
+                with gr.Column(min_width=320):
+                    self._lay_out_wishes()
+                with gr.Column(min_width=320):
+                    self._lay_out_answers()
+            with gr.Row(visible=False):  # what the endpoints for programs need to be attached to
+                self.result, self.seed_number = gr.JSON(), gr.Number(None, precision=0)
+                self.caption_button, self.tell_button = gr.Button(), gr.Button()
+            self.sight_parts = [self.sight, self.captions, self.words, self.heat]
+            self.busy = {self.tell: gr.update(visible=False), self.stop: gr.update(visible=True)}
+            self.idle = {self.tell: gr.update(visible=True), self.stop: gr.update(visible=False)}
+            self._wire()
 
-        def see(upload):
-            """Captions as soon as there is a photo; what was said of the photo before goes."""
-            now = None
-            try:
-                now = None if upload is None else handlers.look(upload)
-            except PictaleError as error:
-                gr.Warning(sentence(error), title="Sorry")
-            return now, *show_captions(now), "", ""
+    def _lay_out_wishes(self) -> None:
+        self.photo = gr.Image(
+            label="Photo",
+            type="filepath",
+            sources=["upload", "webcam", "clipboard"],
+            webcam_options=gr.WebcamOptions(mirror=False, constraints={"video": {"facingMode": "environment"}}),
+            height=320,
+        )
+        gr.Examples(
+            EXAMPLES,
+            self.photo,
+            examples_per_page=len(EXAMPLES),
+            cache_examples=False,
+            label="Or choose one of these",
+            elem_id="examples",
+        )
+        self.style = gr.Radio([(LABELS[name], name) for name in STYLES], value=STYLES[0], label="Style")
+        self.dice = gr.Button("⚄ Roll", size="sm")
+        self.seed = gr.Textbox(
+            label="Seed",
+            info="The same photo, style and seed give the same story.",
+            placeholder="a new one each time",
+            max_lines=1,
+            buttons=[self.dice],
+            elem_id="seed",
+        )
+        self.tell = gr.Button("Tell me a story", variant="primary", size="lg")
+        self.stop = gr.Button("Stop", variant="stop", size="lg", visible=False)
 
-        def write(upload, before, style, seed):
-            """Captions if they are not there yet, then the story as it grows."""
-            yield {**busy, story: "", note: ""}
-            try:
-                now = before
-                if before is None or before.photo != photo_source(upload):
-                    now = handlers.look(upload)
-                    yield {seen: now, **dict(zip(sight_parts, show_captions(now), strict=True))}
-                for text, used in handlers.tell(now, style, seed):
-                    yield {story: text, note: f"{LABELS[style]}, seed {used}. Enter this seed to get the story again."}
-            except PictaleError as error:
-                gr.Warning(sentence(error), title="Sorry")
-            except Exception:
-                yield idle
-                raise
-            yield idle
+    def _lay_out_answers(self) -> None:
+        self.story = gr.Textbox(
+            label="Story",
+            placeholder="Choose a photo and a style, then press “Tell me a story”.",
+            lines=10,
+            max_lines=40,
+            interactive=False,
+            buttons=["copy"],
+            elem_id="story",
+        )
+        self.note = gr.Markdown()
+        with gr.Group(visible=False, elem_id="sight") as self.sight:
+            self.captions = gr.Radio(
+                label="What it sees",
+                info="Its best captions, and how sure it was of each word on average.",
+                interactive=True,
+                elem_id="captions",
+            )
+            self.words = gr.Radio(
+                label="Where it looked", info="Choose a word of the caption.", interactive=True, elem_id="words"
+            )
+            self.heat = gr.Image(
+                interactive=False, visible=False, format="jpeg", show_label=False, buttons=["fullscreen"]
+            )
 
-        sight_parts = [sight, captions, words, heat]
-        busy = {tell: gr.update(visible=False), stop: gr.update(visible=True)}
-        idle = {tell: gr.update(visible=True), stop: gr.update(visible=False)}
-        photo.change(see, photo, [seen, *sight_parts, story, note], preprocess=False, **models, **inside)
-        captions.input(show_words, [seen, captions], [words, heat], **inside)
-        words.input(show_heat, [seen, captions, words], heat, **inside)
-        dice.click(lambda: str(random.randrange(10**6)), None, seed, **inside)
-        telling = tell.click(
-            write,
-            [photo, seen, style, seed],
-            [seen, *sight_parts, story, note, tell, stop],
-            preprocess=False,
-            show_progress_on=story,
+    def _wire(self) -> None:
+        models = {"concurrency_id": "models", "concurrency_limit": 1}  # one at a time: they use all cores already
+        upload = {"preprocess": False}  # the photo component would open the file itself, and fail in its own words
+        inside = {"api_visibility": "private"}
+        shown = [self.seen, *self.sight_parts, self.story, self.note]
+        self.photo.change(self._see, self.photo, shown, **upload, **models, **inside)
+        self.captions.input(show_words, [self.seen, self.captions], [self.words, self.heat], **inside)
+        self.words.input(show_heat, [self.seen, self.captions, self.words], self.heat, **inside)
+        self.dice.click(lambda: str(random.randrange(10**6)), None, self.seed, **inside)
+        telling = self.tell.click(
+            self._write,
+            [self.photo, self.seen, self.style, self.seed],
+            [*shown, self.tell, self.stop],
+            show_progress_on=self.story,
             scroll_to_output=True,
+            **upload,
             **models,
             **inside,
         )
-        stop.click(lambda: idle, None, [tell, stop], cancels=telling, queue=False, **inside)
-        caption_api.click(handlers.caption_endpoint, photo, result, preprocess=False, api_name="caption", **models)
-        tell_api.click(
-            handlers.tell_endpoint, [photo, style, seed_number], result, preprocess=False, api_name="tell", **models
+        self.stop.click(lambda: self.idle, None, [self.tell, self.stop], cancels=telling, queue=False, **inside)
+        self.caption_button.click(
+            self.caption_endpoint, self.photo, self.result, api_name="caption", **upload, **models
         )
-    return page
+        wishes = [self.photo, self.style, self.seed_number]
+        self.tell_button.click(self.tell_endpoint, wishes, self.result, api_name="tell", **upload, **models)
+
+    # -- what the pipeline is asked -----------------------------------------------------------------------------------
+
+    def look(self, upload: dict | None) -> Seen:
+        photo = photo_source(upload)
+        image = load_image(photo)  # before the models are asked for, so that a broken file is told at once
+        return Seen(photo, self.get().caption([image])[0])
+
+    def stream(self, seen: Seen, style: str, seed: str | float | None) -> Iterator[tuple[str, int]]:
+        """The growing story and the seed it grows from, drawn where none is given."""
+        try:
+            seed = random.randrange(10**6) if seed in (None, "") else int(seed)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise PictaleError(f"The seed {seed} is not a whole number: enter one, or nothing.") from error
+        for text in self.get().stream(seen.captions, style=style, seed=seed):
+            yield text, seed
+
+    # -- for people ---------------------------------------------------------------------------------------------------
+
+    def _see(self, upload: dict | None) -> tuple:
+        """Captions as soon as there is a photo; what was said of the photo before goes."""
+        seen = None
+        try:
+            seen = None if upload is None else self.look(upload)
+        except PictaleError as error:
+            gr.Warning(sentence(error), title="Sorry")
+        return seen, *show_captions(seen), "", ""
+
+    def _write(self, upload: dict | None, seen: Seen | None, style: str, seed: str) -> Iterator[dict]:
+        """Captions if they are not there yet, then the story as it grows."""
+        yield {**self.busy, self.story: "", self.note: ""}
+        try:
+            if seen is None or seen.photo != photo_source(upload):
+                seen = self.look(upload)
+                yield {self.seen: seen, **dict(zip(self.sight_parts, show_captions(seen), strict=True))}
+            for story, used in self.stream(seen, style, seed):
+                note = f"{LABELS[style]}, seed {used}. Enter this seed to get the story again."
+                yield {self.story: story, self.note: note}
+        except PictaleError as error:
+            gr.Warning(sentence(error), title="Sorry")
+        except Exception:
+            yield self.idle
+            raise
+        yield self.idle
+
+    # -- for programs -------------------------------------------------------------------------------------------------
+
+    def caption_endpoint(self, photo: dict) -> list[dict]:
+        """Captions of a photo, best first, each with its text and its mean log-probability a word."""
+        with errors_for_programs():
+            return [describe(caption) for caption in self.look(photo).captions]
+
+    def tell_endpoint(self, photo: dict, style: str, seed: float | None = None) -> Iterator[dict]:
+        """Captions and the growing story of a photo; the last result holds the whole story."""
+        with errors_for_programs():
+            seen = self.look(photo)
+            captions = [describe(caption) for caption in seen.captions]
+            for story, used in self.stream(seen, style, seed):
+                yield {"captions": captions, "style": style, "seed": used, "story": story}
 
 
 def theme() -> gr.themes.Base:
@@ -310,7 +321,7 @@ def theme() -> gr.themes.Base:
 
 
 if __name__ == "__main__":
-    page = build_page()
+    page = Page().blocks
     page.queue().launch(theme=theme(), css=CSS, footer_links=["api", "settings"], prevent_thread_lock=True)
     threading.Thread(target=warm_up, daemon=True, name="warm-up").start()
     page.block_thread()

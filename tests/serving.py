@@ -4,8 +4,14 @@ import contextlib
 import shutil
 from collections.abc import Iterator
 
-# Chromium's own sandbox cannot start as root, which is what containers run as.
-_OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"]
+_OPTIONS = [
+    "--no-sandbox",  # Chromium's own sandbox cannot start as root, which is what containers run as
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-background-networking",
+    "--use-fake-device-for-media-stream",  # a camera that shows a moving pattern
+    "--use-fake-ui-for-media-stream",
+]
 
 
 @contextlib.contextmanager

@@ -27,7 +27,7 @@ def pipeline() -> FakePipeline:
 
 @pytest.fixture(scope="module")
 def url(pipeline):
-    with served(app.build_page(lambda: pipeline)) as url:
+    with served(app.Page(lambda: pipeline).blocks) as url:
         yield url
 
 
@@ -173,7 +173,7 @@ def test_building_the_page_loads_nothing():
     def get():
         raise AssertionError("the pipeline was asked for before anybody needed it")
 
-    assert isinstance(app.build_page(get), gr.Blocks)
+    assert isinstance(app.Page(get).blocks, gr.Blocks)
 
 
 def test_examples_ship_with_their_attribution(example_photos):
@@ -192,7 +192,7 @@ def test_embedded_pipeline_behind_the_page(embedded, example_photos, tmp_path, m
     """The same page with the weights that ship: photos differ, seeds repeat, and it works from another folder."""
     monkeypatch.chdir(tmp_path)
     assert tuple(app.get_pipeline().styles) == app.STYLES
-    with served(app.build_page()) as url:
+    with served(app.Page().blocks) as url:
         client = Client(url, verbose=False)
         dog, ski = (handle_file(Path(path)) for path in example_photos if path.stem in ("dog", "skier"))
         first = client.predict(dog, "romance", 1, api_name="/tell")

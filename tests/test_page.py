@@ -23,14 +23,14 @@ def pipeline() -> FakePipeline:
 
 @pytest.fixture(scope="module")
 def url(browser, pipeline):
-    with served(app.build_page(lambda: pipeline)) as url:
+    with served(app.Page(lambda: pipeline).blocks) as url:
         yield url
 
 
 @contextlib.contextmanager
-def visit(browser, url, width=1280):
+def visit(browser, url, width=1280, permissions=()):
     """A fresh visit, which must end without an error in the browser's console."""
-    context = browser.new_context(viewport={"width": width, "height": 850})
+    context = browser.new_context(viewport={"width": width, "height": 850}, permissions=list(permissions))
     page = context.new_page()
     errors = []
     page.on("pageerror", lambda error: errors.append(str(error)))
@@ -86,6 +86,32 @@ def tell_a_story(page, example_photos):
     seed = re.match(r"Seed (\d+), horror: a thing of colour", whole).group(1)
     page.get_by_text(f"Horror, seed {seed}.").wait_for()
     page.get_by_role("button", name="Tell me a story").wait_for()
+
+
+def test_photo_from_the_camera(browser, url):
+    with visit(browser, url, permissions=["camera"]) as page:
+        page.get_by_label("Capture from camera").click()
+        page.get_by_text("Click to Access Webcam").click()
+        page.wait_for_function("[...document.querySelectorAll('video')].some(video => video.videoWidth > 0)")
+        page.wait_for_timeout(500)  # the first frames are empty
+        page.get_by_label("capture photo").click()
+        page.locator("#captions label").first.wait_for()
+
+
+def test_photo_from_the_clipboard(browser, url):
+    with visit(browser, url, permissions=["clipboard-read", "clipboard-write"]) as page:
+        page.evaluate(
+            """async () => {
+                const canvas = new OffscreenCanvas(64, 48);
+                const paint = canvas.getContext("2d");
+                paint.fillStyle = "#0000ff";
+                paint.fillRect(0, 0, 64, 48);
+                const blob = await canvas.convertToBlob({type: "image/png"});
+                await navigator.clipboard.write([new ClipboardItem({"image/png": blob})]);
+            }"""
+        )
+        page.get_by_label("Paste from clipboard").click()
+        page.locator("#captions label", has_text="#0000ff").first.wait_for()
 
 
 def test_words_show_where_it_looked(page, example_photos):
@@ -145,7 +171,7 @@ def test_stop(page, example_photos, pipeline):
 def test_bad_file_gives_a_sentence_and_forgets_the_photo_before(page, example_photos, tmp_path):
     upload(page, example_photos[0])
     page.locator("#captions label").first.wait_for()
-    page.get_by_label("Clear").or_(page.get_by_label("Remove Image")).first.click()
+    page.get_by_label("Remove Image").click()
     page.locator("#captions").wait_for(state="hidden")
     bad = tmp_path / "diary.jpg"
     bad.write_text("no photo at all")
@@ -174,7 +200,7 @@ def test_strange_seed_gives_a_sentence(page, example_photos):
 def test_text_is_never_html(browser, tmp_path, example_photos):
     """Captions, stories, seeds and file names are letters, whatever they look like."""
     with (
-        served(app.build_page(lambda: FakePipeline(words=1, names=(HOSTILE, "b", "c")))) as url,
+        served(app.Page(lambda: FakePipeline(words=1, names=(HOSTILE, "b", "c"))).blocks) as url,
         visit(browser, url) as page,
     ):
         upload(page, example_photos[0])
@@ -187,7 +213,7 @@ def test_text_is_never_html(browser, tmp_path, example_photos):
         page.locator("#seed input, #seed textarea").fill(HOSTILE)
         page.get_by_role("button", name="Tell me a story").click()
         page.get_by_text(f"The seed {HOSTILE} is not").wait_for()
-        page.get_by_label("Clear").or_(page.get_by_label("Remove Image")).first.click()
+        page.get_by_label("Remove Image").click()
         page.locator("#captions").wait_for(state="hidden")
         bad = tmp_path / f"{HOSTILE}.jpg"
         bad.write_text("no photo at all")
