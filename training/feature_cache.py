@@ -45,8 +45,12 @@ class FeatureCache:
         return len(self.usable)
 
     def get(self, row: int, view: int = 0) -> torch.Tensor:
-        """Region features [P, F] of one photograph."""
+        """Region features [P, F] of one photograph, float16."""
         return torch.from_numpy(np.array(self.features[row, view]))
+
+    def get_many(self, rows: Sequence[int]) -> torch.Tensor:
+        """Region features [B, P, F] of the unmirrored photographs, float16."""
+        return torch.from_numpy(self.features[list(rows), 0])
 
 
 def weights_fingerprint(module: nn.Module) -> str:

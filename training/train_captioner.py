@@ -114,7 +114,7 @@ def caption_features(
     """One generated caption for each cached photograph."""
     captions = []
     for start in range(0, len(rows), batch_size):
-        features = torch.stack([cache.get(row) for row in rows[start : start + batch_size]])
+        features = cache.get_many(rows[start : start + batch_size])
         ids = model.generate(region_features=features.to(model.device), **generation)
         captions += [clean_text(text) for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
     return captions
