@@ -1,0 +1,113 @@
+"""The story decoder: conditions matter, generate() is right, nothing is lost in saving."""
+
+import pytest
+import torch
+from transformers import AutoModelForSeq2SeqLM
+
+from modeling import PictaleStoryDecoderForConditionalGeneration
+from tests.tiny import tiny_decoder
+
+LENGTH = dict(max_new_tokens=7, min_new_tokens=1)
+
+
+@pytest.fixture(params=[1, 2])
+def model(request):
+    return tiny_decoder(layers=request.param)
+
+
+@pytest.fixture
+def inputs():
+    torch.manual_seed(1)
+    thought = torch.nn.functional.normalize(torch.randn(3, 24), dim=-1)
+    previous = torch.nn.functional.normalize(torch.randn(3, 24), dim=-1)
+    return {"thought": thought, "previous_thought": previous, "content_ids": torch.tensor([[5, 9], [8, 0], [0, 0]])}
+
+
+def next_word(model, inputs):
+    return model(**inputs, decoder_input_ids=torch.tensor([[1, 6]] * 3)).logits[:, -1]
+
+
+def test_every_condition_changes_what_comes_next(model, inputs):
+    plain = next_word(model, inputs)
+    torch.testing.assert_close(plain.exp().sum(-1), torch.ones(3))
+    for name in ("thought", "previous_thought"):
+        assert not torch.allclose(plain, next_word(model, {**inputs, name: -inputs[name]}))
+    other = next_word(model, {**inputs, "content_ids": torch.tensor([[5, 10], [7, 0], [0, 0]])})
+    assert not torch.allclose(plain[:2], other[:2])
+    torch.testing.assert_close(plain[2], other[2])
+
+
+def test_content_padding_and_order_change_nothing(model, inputs):
+    plain = next_word(model, inputs)
+    padded = next_word(model, {**inputs, "content_ids": torch.tensor([[0, 9, 5, 0], [8, 0, 0, 0], [0, 0, 0, 0]])})
+    torch.testing.assert_close(plain, padded, rtol=0, atol=1e-5)
+
+
+def test_batch_equals_singles(model, inputs):
+    together = next_word(model, inputs)
+    for i in range(3):
+        alone = {k: v[i : i + 1] for k, v in inputs.items()}
+        out = model(**alone, decoder_input_ids=torch.tensor([[1, 6]])).logits[0, -1]
+        torch.testing.assert_close(together[i], out, rtol=0, atol=1e-5)
+
+
+def test_a_beginning_has_no_passage_before(model, inputs):
+    without = {k: v for k, v in inputs.items() if k != "previous_thought"}
+    zero = {**inputs, "previous_thought": torch.zeros(3, 24)}
+    torch.testing.assert_close(next_word(model, without), next_word(model, zero))
+
+
+def test_greedy_equals_stepping_by_hand(model, inputs):
+    out = model.generate(**inputs, do_sample=False, **LENGTH)
+    ids = torch.ones(3, 1, dtype=torch.long)
+    done = torch.zeros(3, dtype=torch.bool)
+    for step in range(7):
+        log_probs = model(**inputs, decoder_input_ids=ids, use_cache=False).logits[:, -1]
+        log_probs[:, [0, 1, 3]] = -torch.inf
+        if step == 0:
+            log_probs[:, 2] = -torch.inf
+        chosen = log_probs.argmax(-1).masked_fill(done, 0)
+        ids = torch.cat([ids, chosen[:, None]], 1)
+        done |= chosen == 2
+        if done.all():
+            break
+    assert torch.equal(out, ids)
+    assert torch.equal(out, model.generate(**inputs, do_sample=False, num_beams=1, use_cache=False, **LENGTH))
+
+
+def test_beam_search_keeps_the_state_with_its_beam(model, inputs):
+    cached = model.generate(**inputs, num_beams=4, do_sample=False, **LENGTH)
+    assert torch.equal(cached, model.generate(**inputs, num_beams=4, do_sample=False, use_cache=False, **LENGTH))
+
+
+def test_barred_words_are_never_written(model, inputs):
+    torch.manual_seed(0)
+    out = model.generate(**inputs, do_sample=True, temperature=5.0, top_k=0, num_return_sequences=20, max_new_tokens=15)
+    assert not torch.isin(out[:, 1:], torch.tensor([1, 3])).any()
+
+
+def test_score_is_the_mean_log_probability(model, inputs):
+    sequences = torch.tensor([[1, 6, 7, 2, 0, 0], [1, 9, 9, 9, 9, 2], [1, 5, 2, 0, 0, 0]])
+    scores = model.score(model.conditions(**inputs), sequences)
+    for i, row in enumerate(sequences):
+        row = row[row != 0]
+        alone = {k: v[i : i + 1] for k, v in inputs.items()}
+        log_probs = model(**alone, decoder_input_ids=row[None, :-1]).logits[0]
+        torch.testing.assert_close(scores[i], log_probs.gather(1, row[1:, None]).mean(), rtol=0, atol=1e-5)
+
+
+def test_loss_ignores_what_is_not_a_target(model, inputs):
+    labels = torch.tensor([[6, 7, 2], [6, 7, 2], [6, 7, 2]])
+    longer = torch.nn.functional.pad(labels, (0, 2), value=-100)
+    torch.testing.assert_close(model(**inputs, labels=labels).loss, model(**inputs, labels=longer).loss)
+
+
+def test_save_and_load_write_the_same(model, inputs, tmp_path):
+    expected = model.generate(**inputs, num_beams=3, do_sample=False, **LENGTH)
+    model.save_pretrained(tmp_path)
+    for again in (
+        PictaleStoryDecoderForConditionalGeneration.from_pretrained(tmp_path),
+        AutoModelForSeq2SeqLM.from_pretrained(tmp_path),
+        AutoModelForSeq2SeqLM.from_pretrained(tmp_path, trust_remote_code=True),
+    ):
+        assert torch.equal(again.eval().generate(**inputs, num_beams=3, do_sample=False, **LENGTH), expected)

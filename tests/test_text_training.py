@@ -1,0 +1,171 @@
+"""The tiny preset of the text models, through the real scripts: train, save, reload, resume."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from modeling import DataError, PictaleSkipThoughtsEncoder, PictaleStoryDecoderForConditionalGeneration, RecipeError
+from tests.conftest import REPOSITORY
+from training import train_skip_thoughts, train_story_decoder
+from training.data_text import LengthBatches, TextSource, Truecaser, load_corpus, tokenize_corpus
+from training.recipes import read_recipe
+from training.tiny_text import write_tiny_text
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("workshop")
+    write_tiny_text(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PICTALE_DATA", str(folder))
+        yield folder
+
+
+def skip_recipe(output, *changes):
+    path = REPOSITORY / "hub_configs" / "tiny-skip-thoughts" / "recipe.json"
+    changes = [f"training.output_dir={output}", *changes]
+    return read_recipe(path, train_skip_thoughts.SkipThoughtsRecipe, changes)
+
+
+def story_recipe(output, encoder, *changes):
+    path = REPOSITORY / "hub_configs" / "tiny-story-decoder" / "recipe.json"
+    changes = [f"training.output_dir={output}", f"data.encoder={encoder}", *changes]
+    return read_recipe(path, train_story_decoder.StoryRecipe, changes)
+
+
+def losses(output):
+    lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    return {line["step"]: line["loss"] for line in lines if "grad_norm" in line}
+
+
+@pytest.fixture(scope="module")
+def trained_encoder(workshop):
+    output = workshop / "skip"
+    result = train_skip_thoughts.run(skip_recipe(output))
+    assert result.steps == 150 and result.stopped_by == "max_steps"
+    return output
+
+
+@pytest.fixture(scope="module")
+def trained_decoder(workshop, trained_encoder):
+    output = workshop / "story"
+    train_story_decoder.run(story_recipe(output, trained_encoder / "best"))
+    return output
+
+
+def test_skip_thoughts_learn_and_load(trained_encoder):
+    curve = losses(trained_encoder)
+    assert curve[150] < 0.6 * curve[10]
+    encoder = PictaleSkipThoughtsEncoder.from_pretrained(trained_encoder / "best")
+    assert encoder.encode(["Anna walked in the garden."]).shape == (1, 48)
+
+
+def test_story_decoder_learns_loads_and_writes(trained_decoder):
+    curve = losses(trained_decoder)
+    assert curve[150] < 0.6 * curve[10]
+    model = PictaleStoryDecoderForConditionalGeneration.from_pretrained(trained_decoder / "best").eval()
+    out = model.generate(torch.zeros(1, 48), do_sample=False, max_new_tokens=10)
+    assert not torch.isin(out[:, 1:], torch.tensor([1, 3])).any()
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_a_resumed_run_equals_an_uninterrupted_one(workshop, trained_encoder, tmp_path, ema):
+    changes = [f"training.ema_decay={ema}", "model.dropout=0.2", "training.schedule=constant", "training.max_steps=40"]
+    changes += ["training.evaluate_every=10", "training.save_every=15", "training.log_every=5"]
+    encoder = trained_encoder / "best"
+    train_story_decoder.run(story_recipe(tmp_path / "whole", encoder, *changes))
+    train_story_decoder.run(story_recipe(tmp_path / "cut", encoder, *changes, "training.max_steps=15"))
+    train_story_decoder.run(story_recipe(tmp_path / "cut", encoder, *changes), resume=True)
+    whole, cut = (load_file(tmp_path / run / "last" / "model.safetensors") for run in ("whole", "cut"))
+    assert whole.keys() == cut.keys()
+    for name in whole:
+        torch.testing.assert_close(whole[name], cut[name], rtol=0, atol=1e-6)
+
+
+def test_another_run_is_not_overwritten(trained_encoder):
+    with pytest.raises(RecipeError, match="--resume"):
+        train_skip_thoughts.run(skip_recipe(trained_encoder))
+
+
+def test_resuming_nothing_says_so(workshop, tmp_path):
+    with pytest.raises(RecipeError, match="Nothing to resume"):
+        train_skip_thoughts.run(skip_recipe(tmp_path / "new"), resume=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("training.learnign_rate=1", "unknown key 'learnign_rate'"),
+        ("training.schedule=wavy", "schedule is cosine"),
+        ("nonsense", "section.key=value"),
+    ],
+)
+def test_a_bad_recipe_is_one_sentence(change, message):
+    with pytest.raises(RecipeError, match=message):
+        skip_recipe("out", change)
+
+
+def test_missing_data_is_one_sentence(tmp_path):
+    with pytest.raises(DataError, match="PICTALE_DATA"):
+        load_corpus([TextSource(str(tmp_path / "nowhere"))])
+
+
+def test_documents_are_never_crossed_and_books_are_held_out_whole(workshop):
+    corpus = load_corpus([TextSource("tiny-books"), TextSource("tiny-captions")])
+    triples = train_skip_thoughts.SentenceTriples(
+        tokenize_corpus(corpus.sentences, _tokenizer(corpus)), corpus.runs(held_out=False), 40
+    )
+    for centre in triples.centres:
+        assert corpus.document[centre - 1] == corpus.document[centre] == corpus.document[centre + 1]
+    romance = corpus.genres.index("romance")
+    assert corpus.held_out[corpus.genre == romance].any() and not corpus.held_out[corpus.genre == romance].all()
+    assert not any("CHAPTER" in sentence for sentence in corpus.sentences)
+    assert any(sentence.startswith("“Where are you?”") for sentence in corpus.sentences)
+
+
+def test_the_corpus_cache_gives_the_same_corpus(workshop, tmp_path):
+    sources = [TextSource("tiny-books", limit=2)]
+    first = load_corpus(sources, str(tmp_path))
+    assert len(list(tmp_path.glob("*.parquet"))) == 1
+    again = load_corpus(sources, str(tmp_path))
+    assert again.sentences == first.sentences and again.genres == first.genres
+    np.testing.assert_array_equal(again.document, first.document)
+    np.testing.assert_array_equal(again.held_out, first.held_out)
+
+
+def test_text_files_are_books(tmp_path):
+    (tmp_path / "a.txt").write_text("It rained. He left.\n\n* * *\n\nShe stayed. They met again.", encoding="utf-8")
+    corpus = load_corpus([TextSource(str(tmp_path), genre="mine")])
+    assert corpus.genres == ["mine"] and len(corpus.sentences) == 4
+    assert corpus.runs(False) == [(0, 2), (2, 4)]
+
+
+def test_truecasing_lowers_openers_and_keeps_names():
+    truecaser = Truecaser()
+    for sentence in ("One day John saw the dog.", "Then the dog saw John.", "And John ran."):
+        truecaser.observe(sentence)
+    truecaser.counts["I"] += 10
+    truecaser.finish()
+    assert truecaser.apply("The dog ran. John saw.") == "the dog ran. John saw."
+    assert truecaser.apply("one day john saw i .") == "one day John saw I ."
+
+
+def test_length_batches_cover_everything_once_within_the_limit():
+    lengths = np.random.default_rng(0).integers(2, 30, 500)
+    batches = LengthBatches(lengths, 120, seed=3)
+    first = list(batches)
+    assert sorted(i for b in first for i in b) == list(range(500))
+    assert all(len(b) * lengths[b].max() <= 120 or len(b) == 1 for b in first)
+    batches.set_epoch(1)
+    assert list(batches) != first
+    batches.set_epoch(0)
+    assert list(batches) == first
+
+
+def _tokenizer(corpus):
+    from modeling.tokenization import build_word_tokenizer
+
+    return build_word_tokenizer(corpus.sentences)

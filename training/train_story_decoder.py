@@ -1,0 +1,283 @@
+"""Train a story decoder: write a passage again from its thought vector and a handful of its content words.
+
+    python -m training.train_story_decoder hub_configs/story-decoder-books/recipe.json
+    python -m training.train_story_decoder hub_configs/story-decoder-books/recipe.json --resume
+
+A passage is a run of consecutive sentences of one scene, story or picture; which runs, and which content words are
+shown, changes every epoch. Three things make the decoder work from captions, which it never saw paired with prose:
+
+    content words are shown in a share of the passages only, so a plain vector still works;
+    the thought vector is drawn towards the mean of its genre by a random amount, which is where a shifted caption
+    vector x - c + b lies (see modeling/styles.py);
+    the vector of the passage before is shown in a share of the passages, so beginnings and continuations both work.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from modeling.configuration_story_decoder import PictaleStoryDecoderConfig
+from modeling.errors import DataError, PictaleError
+from modeling.modeling_skip_thoughts import PictaleSkipThoughtsEncoder
+from modeling.modeling_story_decoder import PictaleStoryDecoderForConditionalGeneration
+from modeling.stop_words import STOP_WORDS
+from modeling.text import clean_text
+from modeling.tokenization import BOS_ID, EOS_ID, PAD_ID, UNK_ID
+
+from .data_text import Corpus, LengthBatches, TextSource, TokenStore, load_corpus, pad_ids, tokenize_corpus
+from .loop import LoopOptions, prepare_output_dir, train
+from .recipes import from_dict, read_recipe, recipe_parser
+from .sentence_vectors import sentence_vectors
+from .train_skip_thoughts import TextData, prepare_tokenizer
+
+
+@dataclass
+class StoryData(TextData):
+    """The `data` section: that of the skip-thought recipe and
+
+    Args:
+        encoder: Folder or Hub id of the skip-thought encoder (frozen).
+        weights: How often a genre is shown relative to its size, by name; 1 where not named.
+        min_tokens, max_tokens: Length of a passage.
+        max_unknown: Passages with a larger share of unknown words are left out.
+        max_content_words: Most content words shown with a passage.
+        content_dropout: Share of passages without any content word.
+        previous_dropout: Share of passages shown as beginnings although something stands before them.
+        min_pull: The thought keeps a random share in [min_pull, 1] of its distance from the genre's mean.
+    """
+
+    encoder: str = "hub_configs/skip-thoughts-books"
+    weights: dict[str, float] = field(default_factory=dict)
+    min_tokens: int = 12
+    max_tokens: int = 90
+    max_unknown: float = 0.03
+    max_content_words: int = 8
+    content_dropout: float = 0.2
+    previous_dropout: float = 0.5
+    min_pull: float = 0.3
+
+
+@dataclass
+class StoryRecipe:
+    data: StoryData
+    training: LoopOptions
+    model: dict[str, Any] = field(default_factory=dict)
+
+
+class Passages(Dataset):
+    """Passages of an epoch: `spans` [n, 3] = first sentence, last + 1, first sentence of the passage before (or -1)."""
+
+    def __init__(self, corpus: Corpus, store: TokenStore, vectors: np.ndarray, data: StoryData, tokenizer: Any) -> None:
+        self.corpus, self.store, self.vectors, self.data = corpus, store, vectors, data
+        self.means = genre_means(corpus, vectors)
+        words = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+        self.is_content = np.array([len(w) > 2 and w.isalpha() and w.lower() not in STOP_WORDS for w in words])
+        self.is_content[: UNK_ID + 1] = False
+        self.unknown = np.add.reduceat(np.append(store.ids == UNK_ID, 0), store.offsets[:-1])
+        self.seed = 0
+
+    def cut(self, runs: list[tuple[int, int]], seed: int) -> None:
+        """Cut every document into consecutive passages of random length; genre weights repeat or drop documents."""
+        rng = np.random.default_rng(seed)
+        self.seed = seed
+        data, lengths = self.data, self.store.lengths
+        weight = np.array([data.weights.get(g, 1.0) for g in self.corpus.genres])
+        spans = []
+        for start, stop in runs:
+            repeats = int(weight[self.corpus.genre[start]] + rng.random())
+            for _ in range(repeats):
+                spans.extend(self._cut_document(start, stop, lengths, rng))
+        self.spans = np.array(spans, dtype=np.int64).reshape(-1, 3)
+        total = np.concatenate([[0], np.cumsum(lengths)])
+        unknown = np.concatenate([[0], np.cumsum(self.unknown)])
+        tokens = total[self.spans[:, 1]] - total[self.spans[:, 0]]
+        share = (unknown[self.spans[:, 1]] - unknown[self.spans[:, 0]]) / np.maximum(tokens, 1)
+        wanted = (tokens >= data.min_tokens) & (tokens <= data.max_tokens) & (share <= data.max_unknown)
+        self.spans, self.lengths = self.spans[wanted], tokens[wanted] + 1
+
+    def _cut_document(
+        self, start: int, stop: int, lengths: np.ndarray, rng: np.random.Generator
+    ) -> list[tuple[int, int, int]]:
+        spans, before = [], -1
+        while start < stop:
+            goal, end, tokens = rng.integers(self.data.min_tokens, self.data.max_tokens), start, 0
+            while end < stop and (end == start or tokens + lengths[end] <= goal):
+                tokens += lengths[end]
+                end += 1
+            spans.append((start, end, before))
+            before, start = start, end
+        return spans
+
+    def __len__(self) -> int:
+        return len(self.spans)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        start, stop, before = (int(v) for v in self.spans[i])
+        rng = np.random.default_rng([self.seed, i])
+        ids = self.store.ids[self.store.offsets[start] : self.store.offsets[stop]]
+        mean = self.means[self.corpus.genre[start]]
+        pull = rng.uniform(self.data.min_pull, 1.0)
+        thought = mean + pull * (self.thought(start, stop) - mean)
+        previous = np.zeros_like(thought)
+        if before >= 0 and rng.random() >= self.data.previous_dropout:
+            previous = self.thought(before, start)
+        content: list[int] = []
+        if rng.random() >= self.data.content_dropout:
+            candidates = np.unique(ids[self.is_content[ids]])
+            count = min(len(candidates), int(rng.integers(1, self.data.max_content_words + 1)))
+            content = rng.choice(candidates, count, replace=False).tolist()
+        return {
+            "ids": [*ids.tolist(), EOS_ID],
+            "thought": thought,
+            "previous": previous,
+            "content": content or [PAD_ID],
+        }
+
+    def thought(self, start: int, stop: int) -> np.ndarray:
+        return self.vectors[start:stop].astype(np.float32).mean(0)
+
+
+def genre_means(corpus: Corpus, vectors: np.ndarray, sample: int = 20000) -> np.ndarray:
+    """Mean sentence vector of each genre, float32 [genres, D]."""
+    rng = np.random.default_rng(0)
+    means = []
+    for genre in range(len(corpus.genres)):
+        rows = np.flatnonzero((corpus.genre == genre) & ~corpus.held_out)
+        rows = np.sort(rng.choice(rows, min(sample, len(rows)), replace=False))
+        means.append(vectors[rows].astype(np.float32).mean(0) if len(rows) else np.zeros(vectors.shape[1]))
+    return np.stack(means).astype(np.float32)
+
+
+def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    labels = torch.from_numpy(pad_ids([r["ids"] for r in rows], pad_id=-100))
+    inputs = torch.cat([torch.full((len(rows), 1), BOS_ID), labels[:, :-1]], 1).clamp_min(PAD_ID)
+    return {
+        "decoder_input_ids": inputs,
+        "labels": labels.masked_fill(labels == UNK_ID, -100),  # read, but never learned to write
+        "thought": torch.from_numpy(np.stack([r["thought"] for r in rows])),
+        "previous_thought": torch.from_numpy(np.stack([r["previous"] for r in rows])),
+        "content_ids": torch.from_numpy(pad_ids([r["content"] for r in rows])),
+    }
+
+
+class PassageBatches(LengthBatches):
+    """`LengthBatches` over passages that are cut anew at each epoch."""
+
+    def __init__(self, passages: Passages, runs: list[tuple[int, int]], max_tokens: int, seed: int) -> None:
+        self.passages, self.runs = passages, runs
+        passages.cut(runs, seed)
+        super().__init__(passages.lengths, max_tokens, seed)
+
+    def set_epoch(self, epoch: int) -> None:
+        if epoch != self.epoch:
+            self.passages.cut(self.runs, self.seed + 1000 * epoch)
+            self.lengths = self.passages.lengths
+        super().set_epoch(epoch)
+
+
+def make_evaluate(held: Passages, encoder: PictaleSkipThoughtsEncoder, encoder_tokenizer: Any, tokenizer: Any) -> Any:
+    """Held-out perplexity per genre, and two sampled passages per style for a fixed caption."""
+    captions = ["a brown dog runs along the beach with a stick in its mouth."]
+    words = [w for w in ("dog", "beach", "stick") if tokenizer.convert_tokens_to_ids(w) != UNK_ID]
+    genres = held.corpus.genres
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        loader = DataLoader(range(len(held)), batch_size=64)
+        losses: dict[str, list[float]] = {g: [] for g in genres}
+        order = np.argsort(held.corpus.genre[held.spans[:, 0]], kind="stable")
+        for chunk in loader:
+            rows = order[chunk.numpy()]
+            batch = {k: v.to(model.device) for k, v in collate([held[int(i)] for i in rows]).items()}
+            genre = genres[held.corpus.genre[held.spans[rows[0], 0]]]
+            losses[genre].append(float(model(**batch).loss))
+        mean = {g: float(np.mean(v)) for g, v in losses.items() if v}
+        print_samples(model)
+        return {"loss": float(np.mean(list(mean.values())))} | {
+            f"perplexity_{g}": float(np.exp(v)) for g, v in mean.items()
+        }
+
+    def print_samples(model: nn.Module) -> None:
+        x = encoder.encode(captions, encoder_tokenizer).mean(0)
+        caption_mean = held.means[genres.index("caption")] if "caption" in genres else x
+        ids = torch.tensor([tokenizer.convert_tokens_to_ids(words) or [PAD_ID]], device=model.device)
+        for i, genre in enumerate(genres):
+            thought = torch.from_numpy(x - caption_mean + held.means[i])[None].to(model.device)
+            torch.manual_seed(0)
+            out = model.generate(
+                thought,
+                content_ids=ids,
+                do_sample=True,
+                top_p=0.9,
+                temperature=0.8,
+                max_new_tokens=60,
+                suppress_tokens=[PAD_ID, BOS_ID, UNK_ID],
+            )
+            print(f"  [{genre}] {clean_text(tokenizer.decode(out[0], skip_special_tokens=True))}", file=sys.stderr)
+
+    return evaluate
+
+
+def run(recipe: StoryRecipe, resume: bool = False) -> Any:
+    """Train as the recipe says; returns the `TrainResult`."""
+    data = recipe.data
+    sources = [from_dict(TextSource, s, "data.sources") for s in data.sources]
+    corpus = load_corpus(sources, data.cache_dir)
+    output = prepare_output_dir(recipe.training.output_dir, resume)
+    tokenizer = prepare_tokenizer(corpus, data, output / "tokenizer", resume, lowercase=False)
+    store = tokenize_corpus(corpus.sentences, tokenizer)
+    encoder = PictaleSkipThoughtsEncoder.from_pretrained(data.encoder).eval()
+    encoder_tokenizer = encoder.tokenizer
+    vectors = sentence_vectors(encoder, encoder_tokenizer, corpus.sentences, data.cache_dir)
+
+    config = PictaleStoryDecoderConfig(
+        vocab_size=len(tokenizer), thought_size=encoder.config.hidden_size, **recipe.model
+    )
+    torch.manual_seed(recipe.training.seed)
+    model = PictaleStoryDecoderForConditionalGeneration(config)
+    model.generation_config.suppress_tokens = [PAD_ID, BOS_ID, UNK_ID]
+
+    passages = Passages(corpus, store, vectors, data, tokenizer)
+    batches = PassageBatches(passages, corpus.runs(held_out=False), data.batch_tokens, recipe.training.seed)
+    held = Passages(corpus, store, vectors, data, tokenizer)
+    held.cut(corpus.runs(held_out=True), seed=1)
+    if not len(passages) or not len(held):
+        raise DataError("No passage of the wanted length in the training or in the held-out part of the text.")
+    chosen = np.random.default_rng(0).permutation(len(held))[: data.evaluation_examples]
+    held.spans, held.lengths = held.spans[chosen], held.lengths[chosen]
+    print(
+        f"{len(passages):,} passages, {passages.lengths.sum():,} tokens, vocabulary {len(tokenizer):,}", file=sys.stderr
+    )
+
+    def save(weights: nn.Module, folder: Path) -> None:
+        weights.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    return train(
+        model,
+        DataLoader(passages, batch_sampler=batches, collate_fn=collate),
+        recipe.training,
+        evaluate=make_evaluate(held, encoder, encoder_tokenizer, tokenizer),
+        save=save,
+        resume=resume,
+    )
+
+
+def main() -> None:
+    args = recipe_parser(__doc__).parse_args()
+    try:
+        result = run(read_recipe(args.recipe, StoryRecipe, args.overrides), args.resume)
+    except PictaleError as error:
+        sys.exit(f"train_story_decoder: {error}")
+    print(f"stopped by {result.stopped_by} after {result.steps} steps; best {result.best_metric} at {result.best_step}")
+
+
+if __name__ == "__main__":
+    main()
