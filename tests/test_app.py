@@ -15,9 +15,10 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 
 import app
-from modeling.images import load_image
+from modeling import StoryPipeline, load_image
 from tests.fakes import STYLES, FakePipeline
 from tests.serving import served
+from tests.tiny import save_tiny_pipeline
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +186,21 @@ def test_examples_ship_with_their_attribution(example_photos):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# With the embedded weights
+# With the real pipeline
+
+
+def test_untrained_pipeline_behind_the_page(example_photos, tmp_path):
+    """The interface the page is written against is the pipeline's own."""
+    pipeline = StoryPipeline.from_pretrained(save_tiny_pipeline(tmp_path))
+    with served(app.Page(lambda: pipeline).blocks) as url:
+        client = Client(url, verbose=False)
+        photo = handle_file(example_photos[0])
+        result = client.predict(photo, "romance:0.7,horror:0.3", 5, api_name="/tell")
+        captions = pipeline.caption(example_photos[0])[0]
+        assert result["captions"] == [app.describe(caption) for caption in captions]
+        assert result["story"] == pipeline.tell(captions, style="romance:0.7,horror:0.3", seed=5).story
+        assert "romance" in refusal(client, photo, "western")
+        assert "seed" in refusal(client, photo, "romance", -1)
 
 
 def test_embedded_pipeline_behind_the_page(embedded, example_photos, tmp_path, monkeypatch):
