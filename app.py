@@ -207,7 +207,7 @@ class Page:
                 label="Where it looked", info="Choose a word of the caption.", interactive=True, elem_id="words"
             )
             self.heat = gr.Image(
-                interactive=False, visible=False, format="jpeg", show_label=False, buttons=["fullscreen"]
+                interactive=False, visible=False, height=420, format="jpeg", show_label=False, buttons=["fullscreen"]
             )
 
     def _wire(self) -> None:
