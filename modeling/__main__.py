@@ -26,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m modeling", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("photos", nargs="+", metavar="PHOTO", help="image files")
-    parser.add_argument("--style", default="everyday", help="NAME, or a blend NAME:WEIGHT,NAME:WEIGHT (%(default)s)")
+    parser.add_argument("--style", help="NAME, or a blend NAME:WEIGHT,NAME:WEIGHT (everyday)")
     parser.add_argument("--seed", type=int, help="reproduces a story; drawn and shown if not given")
     parser.add_argument("--strength", type=float, help="how strongly the style is laid on (1)")
     parser.add_argument("--num-captions", type=int, help="captions per photo (3)")

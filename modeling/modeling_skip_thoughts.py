@@ -125,7 +125,7 @@ class PictaleSkipThoughtsEncoder(PictaleSkipThoughtsPreTrainedModel):
         vectors = np.zeros((len(sentences), self.config.hidden_size), dtype=np.float32)
         if not len(sentences):
             return vectors
-        ids = tokenizer(list(sentences), truncation=True, max_length=self.config.max_tokens).input_ids
+        ids = self._tokenize(sentences, tokenizer)
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
         was_training = self.training
         self.eval()
@@ -142,12 +142,25 @@ class PictaleSkipThoughtsEncoder(PictaleSkipThoughtsPreTrainedModel):
         self.train(was_training)
         return vectors
 
+    def _tokenize(self, sentences: Sequence[str], tokenizer: Any) -> list[list[int]]:
+        """Ids of each sentence, over-long ones cut before `</s>`.
+
+        The Rust tokenizer is called directly: building transformers' BatchEncoding takes longer than the encoder does.
+        """
+        limit, end = self.config.max_tokens, self.config.eos_token_id
+        encodings = tokenizer.backend_tokenizer.encode_batch_fast(list(sentences))
+        return [e.ids if len(e.ids) <= limit else [*e.ids[: limit - 1], end] for e in encodings]
+
     @property
     def tokenizer(self) -> Any:
         """The tokenizer saved beside the weights, loaded at first use."""
         if self._tokenizer is None:
             self._tokenizer = AutoTokenizer.from_pretrained(self.config.name_or_path)
         return self._tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
 
 
 class NeighbourDecoder(nn.Module):

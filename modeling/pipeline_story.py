@@ -58,7 +58,8 @@ class StoryPipeline:
         """Put a pipeline together from loaded parts; `styles` must contain one named `caption`, the c of the shift."""
         self.captioner = captioner.prepare_for_inference()
         self.image_processor, self.caption_tokenizer = image_processor, caption_tokenizer
-        self.encoder, self.encoder_tokenizer = encoder.eval(), encoder_tokenizer
+        self.encoder = encoder.eval()
+        self.encoder.tokenizer = encoder_tokenizer
         self.decoder, self.decoder_tokenizer = decoder.eval(), decoder_tokenizer
         self.options = options or StoryOptions()
         self._fingerprint = encoder_fingerprint(encoder)
@@ -180,7 +181,7 @@ class StoryPipeline:
 
     def shift(self, x: np.ndarray, style: str | Style | Mapping[str, float], strength: float = 1.0) -> np.ndarray:
         """x - c + strength * b, [D]."""
-        return shift_style(x, self._styles[CAPTION_STYLE].vector, parse_style(style, self.styles)[1], strength)
+        return shift_style(x, self._styles[CAPTION_STYLE].vector, self._style(style)[1], strength)
 
     # -- writing -----------------------------------------------------------------------------------------------------
     @torch.no_grad()
@@ -284,7 +285,7 @@ class StoryPipeline:
     def __call__(
         self,
         images: Any,
-        style: str | Style | Mapping[str, float] = "everyday",
+        style: str | Style | Mapping[str, float] | None = None,
         seed: int | None = None,
         **options: Any,
     ) -> StoryResult | list[StoryResult]:
@@ -292,12 +293,12 @@ class StoryPipeline:
 
         Args:
             images: Path, PIL image, bytes, array (see `load_image`), or a list of these.
-            style: Name, blend `"romance:0.7,horror:0.3"`, mapping, or `Style`.
+            style: Name, blend `"romance:0.7,horror:0.3"`, mapping, or `Style`; None: the pipeline's first.
             seed: Reproduces the story; None draws one, which the result tells.
             options: Fields of `StoryOptions`.
         """
         chosen = self._options(options)
-        parse_style(style, self.styles)  # before any work
+        self._style(style)  # an unknown one is refused before any work
         captions = self.caption(images, chosen.num_captions, chosen.caption_beams)
         seed = _seed(seed)
         results = [self.tell(c, style=style, seed=seed, **options) for c in captions]
@@ -306,13 +307,13 @@ class StoryPipeline:
     def tell(
         self,
         captions: Sequence[Caption | str],
-        style: str | Style | Mapping[str, float] = "everyday",
+        style: str | Style | Mapping[str, float] | None = None,
         seed: int | None = None,
         **options: Any,
     ) -> StoryResult:
         """A story from captions already there, the pipeline's or a person's own sentences."""
         passages = list(self.passages(captions, style, seed := _seed(seed), **options))
-        label, _ = parse_style(style, self.styles)
+        label, _ = self._style(style)
         captions = _as_captions(captions)
         return StoryResult(
             captions=captions,
@@ -326,7 +327,7 @@ class StoryPipeline:
     def stream(
         self,
         captions: Sequence[Caption | str],
-        style: str | Style | Mapping[str, float] = "everyday",
+        style: str | Style | Mapping[str, float] | None = None,
         seed: int | None = None,
         **options: Any,
     ) -> Iterator[str]:
@@ -340,16 +341,16 @@ class StoryPipeline:
     def passages(
         self,
         captions: Sequence[Caption | str],
-        style: str | Style | Mapping[str, float] = "everyday",
+        style: str | Style | Mapping[str, float] | None = None,
         seed: int | None = None,
         **options: Any,
     ) -> Iterator[list[Candidate]]:
         """The candidates of one passage after the other; the first of each is the one the story is made of."""
         chosen, seed = self._options(options), _seed(seed)
         captions = _as_captions(captions)
-        _, style_vector = parse_style(style, self.styles)
+        _, style_vector = self._style(style)
         x = self.think([caption.text for caption in captions])
-        thought = self.shift(x, Style("", style_vector, 0, "", ""), chosen.strength)
+        thought = shift_style(x, self._styles[CAPTION_STYLE].vector, style_vector, chosen.strength)
         words, previous = self._words_to_show(captions, chosen), None
         for part in range(chosen.passages):
             candidates = self.write(thought, words, previous, (seed + part) % MAX_SEED, chosen, style_vector)
@@ -359,6 +360,12 @@ class StoryPipeline:
             # what has been told once is background; what has not yet been is asked for first
             told = set(content_words([text]))
             words = [w for w in words if w not in told] + [w for w in words if w in told][:2]
+
+    def _style(self, style: str | Style | Mapping[str, float] | None) -> tuple[str, np.ndarray]:
+        """Label and vector of what a caller asked for."""
+        if isinstance(style, Style):
+            style.check_encoder(self._fingerprint)
+        return parse_style(next(iter(self.styles)) if style is None else style, self.styles)
 
     def _words_to_show(self, captions: Sequence[Caption], options: StoryOptions) -> list[str]:
         return content_words([caption.text for caption in captions], options.content_words)

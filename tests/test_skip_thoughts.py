@@ -77,7 +77,7 @@ def test_pretraining_learns_which_sentence_follows():
     model = PictaleSkipThoughtsForPreTraining(tiny_encoder().config).train()
     optimizer = torch.optim.Adam(model.parameters(), 0.02)
     ids = torch.tensor([[1, 5, 2], [1, 6, 2]])
-    for _ in range(60):
+    for _ in range(150):
         optimizer.zero_grad()
         loss = model(ids, previous_ids=ids.flip(0), next_ids=ids.flip(0)).loss
         loss.backward()

@@ -20,9 +20,7 @@ from modeling import (
 from modeling.styles import encoder_fingerprint
 from modeling.tokenization import build_word_tokenizer
 
-WORDS = (
-    "dog cat beach runs sleeps red blue house old lady night door she he said the a on in of was . , “ ” !".split()
-)
+WORDS = "dog cat beach runs sleeps red blue house old lady night door she he said the a on in of was . , “ ” !".split()
 BOOK = "\n\n".join(
     f"The old lady of the {colour} house said that the dog was in the sea and the cat on the beach at {hour} o'clock."
     for colour in ("red", "blue", "green", "white", "black")
@@ -110,7 +108,7 @@ def save_tiny_pipeline(folder: Path) -> Path:
     pipe = tiny_pipeline()
     parts = {
         "captioner": (pipe.captioner, pipe.caption_tokenizer, pipe.image_processor),
-        "encoder": (pipe.encoder, pipe.encoder_tokenizer),
+        "encoder": (pipe.encoder, pipe.encoder.tokenizer),
         "decoder": (pipe.decoder, pipe.decoder_tokenizer),
     }
     for name, savers in parts.items():

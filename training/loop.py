@@ -43,6 +43,13 @@ from tqdm import tqdm
 from modeling.errors import RecipeError
 
 
+def native_bf16() -> bool:
+    """Whether this machine multiplies bfloat16 in hardware (a recent GPU, or a processor with AMX)."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    return getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+
+
 @dataclass
 class LoopOptions:
     """The `training` section of a recipe.
@@ -100,9 +107,7 @@ class LoopOptions:
         """`mixed_precision` with `auto` decided for this machine."""
         if self.mixed_precision != "auto":
             return self.mixed_precision
-        if torch.cuda.is_available():
-            return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-        return "bf16" if getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)() else "no"
+        return "bf16" if native_bf16() else "fp16" if torch.cuda.is_available() else "no"
 
 
 @dataclass(frozen=True)

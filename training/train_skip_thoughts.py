@@ -54,6 +54,8 @@ class TextData:
 
 @dataclass
 class SkipThoughtsRecipe:
+    """Sections of the recipe; `model` has the sizes of `PictaleSkipThoughtsConfig`."""
+
     data: TextData
     training: LoopOptions
     model: dict[str, Any] = field(default_factory=dict)
@@ -89,10 +91,15 @@ def collate(rows: list[tuple[list[int], list[int], list[int]]]) -> dict[str, tor
     return {name: torch.from_numpy(pad_ids(list(ids))) for name, ids in named.items()}
 
 
-def prepare_tokenizer(corpus: Corpus, data: TextData, folder: Path, resume: bool, lowercase: bool = True) -> Any:
-    """The run's tokenizer: made from the training part and written to `folder`, read back from there to resume."""
-    if resume:
-        return AutoTokenizer.from_pretrained(folder)
+def prepare_tokenizer(
+    corpus: Corpus, data: TextData, folder: Path, resume: bool, lowercase: bool = True, initial: str | None = None
+) -> Any:
+    """The run's tokenizer: made from the training part and written to `folder`, read back from there to resume.
+
+    A run that starts from the weights in `initial` keeps their vocabulary.
+    """
+    if resume or initial:
+        return AutoTokenizer.from_pretrained(folder if resume else initial)
     texts = (s for s, held in zip(corpus.sentences, corpus.held_out, strict=True) if not held)
     tokenizer = build_word_tokenizer(texts, data.vocab_size, data.min_count, lowercase, data.max_length)
     tokenizer.save_pretrained(folder)

@@ -25,7 +25,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from modeling.configuration_story_decoder import PictaleStoryDecoderConfig
-from modeling.errors import DataError, PictaleError
+from modeling.errors import DataError, PictaleError, RecipeError
 from modeling.modeling_skip_thoughts import PictaleSkipThoughtsEncoder
 from modeling.modeling_story_decoder import PictaleStoryDecoderForConditionalGeneration
 from modeling.stop_words import STOP_WORDS
@@ -67,9 +67,16 @@ class StoryData(TextData):
 
 @dataclass
 class StoryRecipe:
+    """Sections of the recipe; `model` has the sizes of `PictaleStoryDecoderConfig`.
+
+    Args:
+        initial: Folder or Hub id of a decoder to go on from (its sizes and vocabulary are kept), to fine-tune it.
+    """
+
     data: StoryData
     training: LoopOptions
     model: dict[str, Any] = field(default_factory=dict)
+    initial: str | None = None
 
 
 class Passages(Dataset):
@@ -225,25 +232,36 @@ def make_evaluate(held: Passages, encoder: PictaleSkipThoughtsEncoder, encoder_t
     return evaluate
 
 
+def new_decoder(recipe: StoryRecipe, vocab_size: int, thought_size: int) -> PictaleStoryDecoderForConditionalGeneration:
+    """A fresh decoder, or the one in `recipe.initial`."""
+    if recipe.initial:
+        model = PictaleStoryDecoderForConditionalGeneration.from_pretrained(recipe.initial, dtype=torch.float32)
+        if model.config.thought_size != thought_size:
+            raise RecipeError(
+                f"The decoder {recipe.initial} takes thoughts of {model.config.thought_size} numbers, the encoder "
+                f"{recipe.data.encoder} gives {thought_size}: name the encoder that the decoder was trained with."
+            )
+        return model
+    config = PictaleStoryDecoderConfig(vocab_size=vocab_size, thought_size=thought_size, **recipe.model)
+    model = PictaleStoryDecoderForConditionalGeneration(config)
+    model.generation_config.suppress_tokens = [PAD_ID, BOS_ID, UNK_ID]
+    return model
+
+
 def run(recipe: StoryRecipe, resume: bool = False) -> Any:
     """Train as the recipe says; returns the `TrainResult`."""
     data = recipe.data
     sources = [from_dict(TextSource, s, "data.sources") for s in data.sources]
     corpus = load_corpus(sources, data.cache_dir)
     output = prepare_output_dir(recipe.training.output_dir, resume)
-    tokenizer = prepare_tokenizer(corpus, data, output / "tokenizer", resume, lowercase=False)
+    tokenizer = prepare_tokenizer(corpus, data, output / "tokenizer", resume, lowercase=False, initial=recipe.initial)
     store = tokenize_corpus(corpus.sentences, tokenizer)
     encoder = PictaleSkipThoughtsEncoder.from_pretrained(data.encoder).eval()
     encoder_tokenizer = encoder.tokenizer
     vectors = sentence_vectors(encoder, encoder_tokenizer, corpus.sentences, data.cache_dir)
 
-    config = PictaleStoryDecoderConfig(
-        vocab_size=len(tokenizer), thought_size=encoder.config.hidden_size, **recipe.model
-    )
     torch.manual_seed(recipe.training.seed)
-    model = PictaleStoryDecoderForConditionalGeneration(config)
-    model.generation_config.suppress_tokens = [PAD_ID, BOS_ID, UNK_ID]
-
+    model = new_decoder(recipe, len(tokenizer), encoder.config.hidden_size)
     passages = Passages(corpus, store, vectors, data, tokenizer)
     batches = PassageBatches(passages, corpus.runs(held_out=False), data.batch_tokens, recipe.training.seed)
     held = Passages(corpus, store, vectors, data, tokenizer)

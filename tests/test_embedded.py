@@ -1,0 +1,61 @@
+"""The weights that ship: they see, they tell, and each photo gets its own story."""
+
+import pytest
+
+from modeling import StoryPipeline
+from modeling.text import content_words
+
+
+@pytest.fixture(scope="module")
+def pipe(embedded):
+    return StoryPipeline.from_pretrained()
+
+
+@pytest.fixture(scope="module")
+def results(pipe, example_photos):
+    return dict(zip((p.stem for p in example_photos), pipe(example_photos, style="adventure", seed=1), strict=True))
+
+
+def test_every_photo_has_its_own_captions_and_story(results):
+    assert len({r.captions[0].text for r in results.values()}) > 0.7 * len(results)
+    assert len({r.story for r in results.values()}) == len(results)
+
+
+def test_a_dog_is_seen(results):
+    assert any("dog" in caption.words for caption in results["dog"].captions)
+
+
+def test_stories_are_clean_text(results):
+    for result in results.values():
+        assert result.story[0].isupper() or result.story[0] == "“"
+        assert result.story.rstrip("”")[-1] in ".!?…"
+        assert "<" not in result.story and "  " not in result.story
+        assert 15 <= len(result.story.split()) <= 160
+
+
+def test_most_stories_take_up_a_word_of_their_captions(results):
+    grounded = [
+        set(content_words([r.story])) & set(content_words(c.text for c in r.captions)) for r in results.values()
+    ]
+    assert sum(map(bool, grounded)) >= 0.6 * len(results)
+
+
+def test_the_styles_that_the_page_offers_are_there(pipe):
+    assert list(pipe.styles) == [
+        "everyday",
+        "romance",
+        "adventure",
+        "science_fiction",
+        "mystery",
+        "horror",
+        "fairy_tale",
+    ]
+    for style in pipe.styles.values():
+        assert style.passages >= 1000 and style.source
+
+
+def test_a_seed_reproduces_its_story(pipe, example_photos):
+    first = pipe(example_photos[0], style="horror", seed=3)
+    assert pipe(example_photos[0], style="horror", seed=3).story == first.story
+    assert pipe(example_photos[0], style="horror", seed=4).story != first.story
+    assert pipe(example_photos[0], style="romance", seed=3).story != first.story

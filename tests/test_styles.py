@@ -1,0 +1,145 @@
+"""Styles: made from text, stored whole, refused where they do not belong, blended linearly."""
+
+import numpy as np
+import pytest
+
+from modeling import Style, StyleError, make_style
+from modeling.styles import (
+    MINIMUM_PASSAGES,
+    encode_passages,
+    encoder_fingerprint,
+    parse_style,
+    shift_style,
+    split_passages,
+)
+from tests.tiny import BOOK, tiny_encoder, tiny_styles, tiny_tokenizer
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    model = tiny_encoder()
+    model.tokenizer = tiny_tokenizer()
+    return model
+
+
+@pytest.fixture(scope="module")
+def known(encoder):
+    return {style.name: style for style in tiny_styles(encoder)}
+
+
+def test_a_style_is_the_mean_of_its_passages(encoder):
+    style = make_style(BOOK, "mine", encoder)
+    passages = split_passages(BOOK)
+    assert style.passages == len(passages) == 25
+    np.testing.assert_allclose(style.vector, encode_passages(encoder, passages).mean(0), atol=1e-6)
+
+
+def test_progress_is_told(encoder):
+    told = []
+    make_style(BOOK, "mine", encoder, progress=lambda share, text: told.append((share, text)))
+    assert told and 0 <= told[0][0] < 1
+
+
+def test_too_little_text_is_refused_with_the_count(encoder):
+    with pytest.raises(StyleError, match=f"1 passages .* at least {MINIMUM_PASSAGES}"):
+        make_style(BOOK[:100], "mine", encoder)
+
+
+@pytest.mark.parametrize("name", ["", "../evil", "a" * 50, "<b>", "x\ny"])
+def test_unusable_names_are_refused(encoder, name):
+    with pytest.raises(StyleError, match="cannot name a style"):
+        make_style(BOOK, name, encoder)
+
+
+def test_save_and_load_keep_everything(tmp_path, known):
+    style = known["romance"]
+    style.save(tmp_path / "romance.safetensors")
+    again = Style.load(tmp_path / "romance.safetensors")
+    np.testing.assert_array_equal(again.vector, style.vector)
+    assert (again.name, again.passages, again.source, again.encoder, again.filter) == (
+        style.name,
+        style.passages,
+        style.source,
+        style.encoder,
+        style.filter,
+    )
+    assert [p.name for p in tmp_path.iterdir()] == ["romance.safetensors"]
+
+
+def test_broken_files_are_one_sentence(tmp_path, known):
+    path = tmp_path / "style.safetensors"
+    with pytest.raises(StyleError, match="no style file"):
+        Style.load(path)
+    known["romance"].save(path)
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(StyleError, match="damaged"):
+        Style.load(path)
+
+
+def test_the_fingerprint_knows_encoders_apart_but_not_precisions():
+    first = encoder_fingerprint(tiny_encoder())
+    assert first == encoder_fingerprint(tiny_encoder()) == encoder_fingerprint(tiny_encoder().half())
+    assert first != encoder_fingerprint(tiny_encoder(seed=1))
+
+
+def test_a_style_of_another_encoder_is_refused(known):
+    with pytest.raises(StyleError, match="another encoder"):
+        known["romance"].check_encoder("0" * 12)
+
+
+def test_blends_are_linear_and_normalised(known):
+    label, vector = parse_style("romance:7,horror:3", known)
+    expected = 0.7 * known["romance"].vector + 0.3 * known["horror"].vector
+    np.testing.assert_allclose(vector, expected, atol=1e-6)
+    assert label == "romance:0.7,horror:0.3"
+    np.testing.assert_allclose(parse_style({"romance": 0.7, "horror": 0.3}, known)[1], expected, atol=1e-6)
+    assert parse_style("romance", known)[0] == parse_style(known["romance"], known)[0] == "romance"
+
+
+@pytest.mark.parametrize("style", ["romnce", "romance:x", "romance:-1,horror:2", "romance:0", "", "romance:nan"])
+def test_bad_styles_are_one_sentence(known, style):
+    with pytest.raises(StyleError) as error:
+        parse_style(style, known)
+    assert str(error.value).count("\n") == 0
+    if style == "romnce":
+        assert "romance, horror" in str(error.value)
+
+
+def test_the_shift():
+    x, c, b = (np.full(3, v, dtype=np.float32) for v in (5, 2, 7))
+    np.testing.assert_allclose(shift_style(x, c, b, 0.5), 5 - 2 + 0.5 * 7)
+
+
+def test_the_command_line_makes_a_style_from_files(tmp_path, encoder, capsys, monkeypatch):
+    import json
+    import sys
+
+    from training import make_style as script
+
+    encoder.save_pretrained(tmp_path / "encoder")
+    encoder.tokenizer.save_pretrained(tmp_path / "encoder")
+    (tmp_path / "book.txt").write_text(BOOK)
+    out = tmp_path / "mine.safetensors"
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["make_style", "--encoder", str(tmp_path / "encoder"), *map(str, arguments)])
+        script.main()
+
+    run("--text", tmp_path / "book.txt", "--output", out, "--json")
+    assert json.loads(capsys.readouterr().out)["passages"] == 25
+    np.testing.assert_allclose(Style.load(out).vector, make_style(BOOK, "mine", encoder).vector, atol=1e-6)
+    (tmp_path / "short.txt").write_text("Too short.")
+    with pytest.raises(SystemExit, match="at least"):
+        run("--text", tmp_path / "short.txt", "--output", tmp_path / "none.safetensors")
+    assert not (tmp_path / "none.safetensors").exists()
+
+
+def test_a_style_of_each_genre_of_a_data_set(tmp_path, encoder):
+    from training.make_style import styles_from_dataset
+    from training.tiny_text import write_tiny_text
+
+    write_tiny_text(tmp_path)
+    styles = styles_from_dataset(str(tmp_path / "tiny-books"), encoder)
+    assert set(styles) == {"romance", "horror"}
+    with pytest.raises(StyleError, match="romance, horror"):
+        styles_from_dataset(str(tmp_path / "tiny-books"), encoder, "western")
