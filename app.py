@@ -129,7 +129,7 @@ def show_heat(seen: Seen, caption: int, word: int) -> dict:
     try:
         photo = load_image(seen.photo)
     except PictaleError as error:  # uploads are thrown away after a day
-        gr.Warning(sentence(error), title="Sorry")
+        gr.Warning(sentence(error))
         return gr.skip()
     photo.thumbnail((1024, 1024))
     return gr.update(value=attention_overlay(photo, seen.captions[caption].attention[word]), visible=True)
@@ -215,7 +215,7 @@ class Page:
         upload = {"preprocess": False}  # the photo component would open the file itself, and fail in its own words
         inside = {"api_visibility": "private"}
         shown = [self.seen, *self.sight_parts, self.story, self.note]
-        self.photo.change(self._see, self.photo, shown, **upload, **models, **inside)
+        self.photo.change(self._see, self.photo, [*shown, self.photo], **upload, **models, **inside)
         self.captions.input(show_words, [self.seen, self.captions], [self.words, self.heat], **inside)
         self.words.input(show_heat, [self.seen, self.captions, self.words], self.heat, **inside)
         self.dice.click(lambda: str(random.randrange(10**6)), None, self.seed, **inside)
@@ -255,13 +255,14 @@ class Page:
     # -- for people ---------------------------------------------------------------------------------------------------
 
     def _see(self, upload: dict | None) -> tuple:
-        """Captions as soon as there is a photo; what was said of the photo before goes."""
-        seen = None
+        """Captions as soon as there is a photo; what was said of the photo before goes, and so does a broken file."""
+        seen, photo = None, gr.skip()
         try:
             seen = None if upload is None else self.look(upload)
         except PictaleError as error:
-            gr.Warning(sentence(error), title="Sorry")
-        return seen, *show_captions(seen), "", ""
+            gr.Warning(sentence(error))
+            photo = None
+        return seen, *show_captions(seen), "", "", photo
 
     def _write(self, upload: dict | None, seen: Seen | None, style: str, seed: str) -> Iterator[dict]:
         """Captions if they are not there yet, then the story as it grows."""
@@ -274,7 +275,7 @@ class Page:
                 note = f"{LABELS[style]}, seed {used}. Enter this seed to get the story again."
                 yield {self.story: story, self.note: note}
         except PictaleError as error:
-            gr.Warning(sentence(error), title="Sorry")
+            gr.Warning(sentence(error))
         except Exception:
             yield self.idle
             raise
