@@ -240,8 +240,13 @@ class PictaleStoryDecoderForConditionalGeneration(PreTrainedModel, GenerationMix
 
     @torch.no_grad()
     def score(self, encoder_outputs: StoryConditionOutput, sequences: torch.Tensor) -> torch.Tensor:
-        """Mean log-probability per token of generated ids [B, T] (from `<s>`; padding ignored) -> [B]."""
+        """Mean log-probability per token of generated ids [B, T] (from `<s>`; padding ignored) -> [B].
+
+        Conditions of a batch of one hold for every row.
+        """
         labels = sequences[:, 1:]
+        parts = (part.expand(len(sequences), *part.shape[1:]) for part in encoder_outputs.to_tuple())
+        encoder_outputs = StoryConditionOutput(*parts)
         log_probs = self(encoder_outputs=encoder_outputs, decoder_input_ids=sequences[:, :-1], use_cache=False).logits
         chosen = log_probs.gather(-1, labels.unsqueeze(-1)).squeeze(-1)  # [B, T-1]
         real = labels.ne(self.config.pad_token_id)

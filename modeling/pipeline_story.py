@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ from .model_folder import component_folder, load_component, read_pipeline_file, 
 from .modeling_captioner import PictaleCaptionerForConditionalGeneration
 from .modeling_skip_thoughts import PictaleSkipThoughtsEncoder
 from .modeling_story_decoder import PictaleStoryDecoderForConditionalGeneration
+from .sampling import SamplingOptions, sample_passages
 from .story_types import Candidate, Caption, StoryOptions, StoryResult
 from .styles import Style, encode_passages, encoder_fingerprint, make_style, parse_style, shift_style
 from .text import clean_text, content_words, split_sentences
@@ -63,8 +62,6 @@ class StoryPipeline:
         self.decoder, self.decoder_tokenizer = decoder.eval(), decoder_tokenizer
         self.options = options or StoryOptions()
         self._fingerprint = encoder_fingerprint(encoder)
-        # torch's random state belongs to the process: only one story at a time may draw from it, or seeds mean nothing
-        self._random_lock = threading.Lock()
         self._styles: dict[str, Style] = {}
         for style in styles:
             self.add_style(style)
@@ -212,21 +209,13 @@ class StoryPipeline:
             None if previous is None else torch.from_numpy(previous)[None].to(device),
             torch.tensor([[*known.values()] or [0]], device=device),
         )
-        with self._seeded(seed):
-            sequences = self.decoder.generate(
-                encoder_outputs=conditions,
-                do_sample=True,
-                temperature=options.temperature,
-                top_p=options.top_p,
-                top_k=0,
-                repetition_penalty=options.repetition_penalty,
-                no_repeat_ngram_size=options.no_repeat_ngram_size,
-                min_new_tokens=min(options.min_new_tokens, options.max_new_tokens),
-                max_new_tokens=options.max_new_tokens,
-                num_return_sequences=options.candidates,
-            )  # [candidates, T]
-        for name in ("last_hidden_state", "content", "content_mask"):
-            conditions[name] = conditions[name].expand(len(sequences), *conditions[name].shape[1:])
+        sequences = sample_passages(
+            self.decoder,
+            conditions,
+            options.candidates,
+            torch.Generator(device).manual_seed(seed),
+            SamplingOptions(**{f.name: getattr(options, f.name) for f in dataclasses.fields(SamplingOptions)}),
+        )  # [candidates, T]
         fluency = self.decoder.score(conditions, sequences).tolist()
         texts = [self._finish(ids) for ids in sequences]
         return self._rank(texts, fluency, thought, list(known), style, options)
@@ -376,12 +365,6 @@ class StoryPipeline:
             if name not in known:
                 raise PictaleError(f"There is no option '{name}': choose from {', '.join(sorted(known))}.")
         return dataclasses.replace(self.options, **changes)
-
-    @contextmanager
-    def _seeded(self, seed: int) -> Iterator[None]:
-        with self._random_lock, torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            yield
 
 
 def _as_list(images: Any) -> list[Any]:

@@ -20,7 +20,7 @@ class StoryOptions:
         candidates: Passages written at once, of which the best is kept.
         passages: Parts of a story; each later part knows the vector of the part before.
         content_words: Most words of the captions that the decoder is shown; 0 writes from the vector alone.
-        temperature, top_p: Sampling of words.
+        temperature, top_k, top_p: Sampling of words, see `SamplingOptions`.
         repetition_penalty, no_repeat_ngram_size: Against loops.
         min_new_tokens, max_new_tokens: Length of a passage in words and marks.
         grounding, style, fluency: Weights of the three scores that choose among candidates.
@@ -36,6 +36,7 @@ class StoryOptions:
     content_words: int = 6
 
     temperature: float = 0.75
+    top_k: int = 128
     top_p: float = 0.92
     repetition_penalty: float = 1.05
     no_repeat_ngram_size: int = 4
@@ -52,8 +53,9 @@ class StoryOptions:
                 raise PictaleError(f"{name} must be at least 1, not {getattr(self, name)}.")
         if self.caption_beams < self.num_captions:
             object.__setattr__(self, "caption_beams", self.num_captions)
-        if not 0 < self.top_p <= 1 or self.temperature <= 0:
-            raise PictaleError("top_p must lie in (0, 1] and temperature above 0.")
+        if not 0 < self.top_p <= 1 or self.temperature <= 0 or self.top_k < 1:
+            raise PictaleError("top_p must lie in (0, 1], temperature above 0, and top_k must be at least 1.")
+        object.__setattr__(self, "min_new_tokens", min(self.min_new_tokens, self.max_new_tokens))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,217 @@
+"""Skip-thought vectors: a GRU sentence encoder trained to predict the sentences around.
+
+Kiros et al., "Skip-Thought Vectors", NIPS 2015, arXiv:1506.06726; reference code github.com/ryankiros/skip-thoughts.
+
+    h_t = GRU(E w_t, h_(t-1));   thought = h_T                                  (encoder)
+    s_t = GRU([E y_(t-1) ; W_c thought], s_(t-1)),  s_0 = tanh(W_0 thought)     (one decoder per neighbour)
+    loss = -log p(previous sentence | thought) - log p(next sentence | thought)
+
+As in the paper, word vectors and output layer are shared by encoder and both decoders, and the thought is seen at every
+decoder step. Unlike it, the output layer is an adaptive softmax tied to the word vectors.
+
+Shapes: B sentences, T tokens, E word width, D thought width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from .adaptive_vocabulary import AdaptiveVocabulary
+from .configuration_skip_thoughts import PictaleSkipThoughtsConfig
+from .recurrent import initialize_recurrent
+
+
+@dataclass
+class SkipThoughtsOutput(ModelOutput):
+    """Args:
+    loss: Mean negative log-likelihood per target token of both decoders (pre-training model with targets).
+    previous_loss, next_loss: The same, one decoder each.
+    thought: Sentence vectors [B, D], not normalised.
+    last_hidden_state: States of every token [B, T, D].
+    """
+
+    loss: torch.Tensor | None = None
+    previous_loss: torch.Tensor | None = None
+    next_loss: torch.Tensor | None = None
+    thought: torch.Tensor | None = None
+    last_hidden_state: torch.Tensor | None = None
+
+
+class PictaleSkipThoughtsPreTrainedModel(PreTrainedModel):
+    config_class = PictaleSkipThoughtsConfig
+    base_model_prefix = "encoder"
+    main_input_name = "input_ids"
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, AdaptiveVocabulary):
+            module.reset_parameters(self.config.initializer_range)
+        elif isinstance(module, nn.GRU):
+            initialize_recurrent(module)
+        elif isinstance(module, nn.Linear) and not getattr(module, "_tied", False):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+class PictaleSkipThoughtsEncoder(PictaleSkipThoughtsPreTrainedModel):
+    """The sentence encoder.
+
+    Example:
+        >>> encoder = PictaleSkipThoughtsEncoder.from_pretrained("hub_configs/skip-thoughts-books")
+        >>> encoder.encode(["A dog runs on the beach.", "Two children play."]).shape
+        (2, 640)
+    """
+
+    def __init__(self, config: PictaleSkipThoughtsConfig) -> None:
+        super().__init__(config)
+        self.words = AdaptiveVocabulary(config.vocab_size, config.embedding_size, config.adaptive_cutoff)
+        self.gru = nn.GRU(config.embedding_size, config.hidden_size, batch_first=True)
+        self.dropout = nn.Dropout(config.dropout)
+        self._tokenizer: Any = None
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.words.head
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
+    ) -> SkipThoughtsOutput:
+        """Encode padded sentences.
+
+        Args:
+            input_ids: [B, T], padded on the right.
+            attention_mask: [B, T], 1 on tokens; None: everything but `pad_token_id` counts.
+        """
+        if attention_mask is None:
+            attention_mask = input_ids.ne(self.config.pad_token_id)
+        lengths = attention_mask.long().sum(1).clamp_min(1)  # [B]
+        states, _ = self.gru(self.dropout(self.words.embed(input_ids)))  # [B, T, D]
+        # Right padding comes after the last word, so a forward GRU's state there has never seen it.
+        last = (lengths - 1).view(-1, 1, 1).expand(-1, 1, states.size(-1))
+        thought = states.gather(1, last).squeeze(1)  # [B, D]
+        return SkipThoughtsOutput(thought=thought, last_hidden_state=states)
+
+    @torch.no_grad()
+    def encode(
+        self,
+        sentences: Sequence[str],
+        tokenizer: Any = None,
+        batch_size: int = 128,
+        normalize: bool = True,
+    ) -> np.ndarray:
+        """Vectors of sentences, in the caller's order.
+
+        Args:
+            sentences: Texts; an empty one is encoded as `<s> </s>`, one over `max_tokens` tokens is cut.
+            tokenizer: The model's tokenizer; None loads it from the folder the model came from.
+            batch_size: Sentences per step; they are sorted by length first so that padding is rare.
+            normalize: Scale each vector to length 1, as the original storyteller did.
+
+        Returns:
+            float32 array [len(sentences), D].
+        """
+        if isinstance(sentences, str):
+            raise TypeError("encode takes a list of sentences; put the one sentence in a list.")
+        tokenizer = tokenizer or self.tokenizer
+        vectors = np.zeros((len(sentences), self.config.hidden_size), dtype=np.float32)
+        if not len(sentences):
+            return vectors
+        ids = self._tokenize(sentences, tokenizer)
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+        was_training = self.training
+        self.eval()
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            width = len(ids[rows[-1]])
+            batch = torch.full((len(rows), width), self.config.pad_token_id)
+            for i, row in enumerate(rows):
+                batch[i, : len(ids[row])] = torch.tensor(ids[row])
+            thought = self(batch.to(self.device)).thought.float()  # [b, D]
+            if normalize:
+                thought = nn.functional.normalize(thought, dim=-1)
+            vectors[rows] = thought.cpu().numpy()
+        self.train(was_training)
+        return vectors
+
+    def _tokenize(self, sentences: Sequence[str], tokenizer: Any) -> list[list[int]]:
+        """Ids of each sentence, over-long ones cut before `</s>`.
+
+        The Rust tokenizer is called directly: building transformers' BatchEncoding takes longer than the encoder does.
+        """
+        limit, end = self.config.max_tokens, self.config.eos_token_id
+        encodings = tokenizer.backend_tokenizer.encode_batch_fast(list(sentences))
+        return [e.ids if len(e.ids) <= limit else [*e.ids[: limit - 1], end] for e in encodings]
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer saved beside the weights, loaded at first use."""
+        if self._tokenizer is None:
+            self._tokenizer = AutoTokenizer.from_pretrained(self.config.name_or_path)
+        return self._tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+
+class NeighbourDecoder(nn.Module):
+    """Predicts one neighbouring sentence from a thought, teacher-forced (`decoder` of the paper)."""
+
+    def __init__(self, config: PictaleSkipThoughtsConfig) -> None:
+        super().__init__()
+        self.condition = nn.Linear(config.hidden_size, config.condition_size)
+        self.initial = nn.Linear(config.hidden_size, config.decoder_hidden_size)
+        self.gru = nn.GRU(config.embedding_size + config.condition_size, config.decoder_hidden_size, batch_first=True)
+        self.output = nn.Linear(config.decoder_hidden_size, config.embedding_size)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, thought: torch.Tensor, targets: torch.Tensor, words: AdaptiveVocabulary) -> torch.Tensor:
+        """thought [B, D], targets [B, U] as `<s> ... </s>` padded -> mean loss per token."""
+        inputs, labels = targets[:, :-1], targets[:, 1:]  # [B, U-1] each
+        condition = self.condition(thought).unsqueeze(1).expand(-1, inputs.size(1), -1)  # [B, U-1, K]
+        embedded = self.dropout(words.embed(inputs))
+        steps = torch.cat([embedded, condition.to(embedded.dtype)], -1)  # [B, U-1, E + K]
+        states, _ = self.gru(steps, self.initial(thought).tanh().to(steps.dtype).unsqueeze(0))
+        real = labels.ne(words.padding_idx)
+        return words.loss(self.output(self.dropout(states[real])), labels[real]).mean()
+
+
+class PictaleSkipThoughtsForPreTraining(PictaleSkipThoughtsPreTrainedModel):
+    """Encoder and its two decoders; `model.encoder.save_pretrained` keeps what users need."""
+
+    def __init__(self, config: PictaleSkipThoughtsConfig) -> None:
+        super().__init__(config)
+        self.encoder = PictaleSkipThoughtsEncoder(config)
+        self.previous_decoder = NeighbourDecoder(config)
+        self.next_decoder = NeighbourDecoder(config)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        previous_ids: torch.Tensor | None = None,
+        next_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> SkipThoughtsOutput:
+        """All ids are `<s> ... </s>` padded on the right: input [B, T], previous [B, U], next [B, W]."""
+        output = self.encoder(input_ids, attention_mask)
+        if previous_ids is not None and next_ids is not None:
+            words = self.encoder.words
+            output.previous_loss = self.previous_decoder(output.thought, previous_ids, words)
+            output.next_loss = self.next_decoder(output.thought, next_ids, words)
+            output.loss = output.previous_loss + output.next_loss
+        return output
+
+
+PictaleSkipThoughtsEncoder.register_for_auto_class("AutoModel")
+PictaleSkipThoughtsForPreTraining.register_for_auto_class("AutoModelForPreTraining")
