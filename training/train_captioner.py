@@ -3,7 +3,8 @@
     python -m training.train_captioner hub_configs/captioner-flickr8k/recipe.json
     python -m training.train_captioner hub_configs/captioner-flickr8k/recipe.json --resume
     python -m training.train_captioner hub_configs/tiny-captioner/recipe.json --set training.output_dir=/tmp/tiny
-    accelerate launch --num_processes 2 -m training.train_captioner hub_configs/captioner-flickr8k/recipe.json
+    accelerate launch -m training.train_captioner hub_configs/captioner-flickr8k/recipe.json     (as `accelerate config` says)
+    ACCELERATE_USE_CPU=1 torchrun --nproc_per_node 2 -m training.train_captioner RECIPE.json     (two processes, no GPU)
 
 Data sets are named in the recipe and looked up in the folder $PICTALE_DATA first (see `training.recipes`). The features
 of the frozen backbone are computed once into `data.cache_dir`. While training, captions are generated for validation
@@ -23,16 +24,17 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, parse_flag_from_env
 from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerFast
+from transformers import GenerationConfig, PreTrainedTokenizerFast
+from transformers.utils.logging import disable_progress_bar
 
 from modeling.configuration_captioner import PictaleCaptionerConfig
 from modeling.errors import DataError, PictaleError
 from modeling.image_processing_captioner import PictaleImageProcessor
 from modeling.modeling_captioner import PictaleCaptionerForConditionalGeneration
 from modeling.text import clean_text
-from modeling.tokenization import BOS_ID, PAD_ID, UNK_ID
+from modeling.tokenization import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 
 from .backbone_weights import load_backbone_weights
 from .data_captions import CaptionExamples, CaptionSplit, EpochBatches, build_tokenizer, collate, read_split
@@ -99,7 +101,14 @@ def build_model(recipe: CaptionerRecipe, vocab_size: int) -> PictaleCaptionerFor
     if recipe.backbone_weights != "random":
         path = None if recipe.backbone_weights == "imagenet" else recipe.backbone_weights
         load_backbone_weights(model.encoder.backbone, config.backbone, path)
-    model.generation_config.update(suppress_tokens=[PAD_ID, BOS_ID, UNK_ID], **recipe.generation)
+    model.generation_config = GenerationConfig(
+        pad_token_id=PAD_ID,
+        bos_token_id=BOS_ID,
+        eos_token_id=EOS_ID,
+        decoder_start_token_id=config.decoder_start_token_id,
+        suppress_tokens=[PAD_ID, BOS_ID, UNK_ID],
+        **recipe.generation,
+    )
     return model
 
 
@@ -172,6 +181,8 @@ def load_data(
 def run(recipe: CaptionerRecipe, resume: bool = False):
     """Train as `recipe` says; returns `training.loop.TrainResult`."""
     data = recipe.data
+    # made before anything asks for it, and with the flag of `accelerate launch --cpu`, which it does not read by itself
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
     prepare_output_dir(recipe.training.output_dir, resume)
     # the vocabulary decides the size of the model, so captions are read before features are computed
     tokenizer = build_tokenizer([read_split(name, data.train_split, data.limit) for name in data.train], data.min_count)
@@ -188,7 +199,6 @@ def run(recipe: CaptionerRecipe, resume: bool = False):
     [split, *_], [cache, *_] = load_data(
         recipe, data.validation[:1], data.validation_split, model.encoder, processor, views=1
     )
-    state = PartialState()
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     state.print(
         f"{len(examples)} photographs, {examples.caption_count} captions, {len(tokenizer)} words, "
@@ -213,6 +223,7 @@ def run(recipe: CaptionerRecipe, resume: bool = False):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     args = recipe_parser(__doc__).parse_args(arguments)
+    disable_progress_bar()  # of transformers, which draws one at every save
     try:
         recipe = read_recipe(args.recipe, CaptionerRecipe, args.overrides)
         result = run(recipe, args.resume)
