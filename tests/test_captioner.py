@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from modeling.errors import ModelFolderError
 from modeling.image_processing_captioner import PictaleImageProcessor
 from modeling.modeling_captioner import IGNORE_INDEX, PictaleCaptionerForConditionalGeneration
 
+REPOSITORY = Path(__file__).resolve().parent.parent
 TINY = {
     "vocab_size": 23,
     "backbone_options": {"width": 0.25, "depth": 0.3, "head_channels": 24},
@@ -334,6 +336,14 @@ def test_processor_round_trip_through_auto(tmp_path):
     first, second = (p(picture, return_tensors="pt").pixel_values for p in (processor, again))
     assert second.shape == (1, 3, 64, 64)
     assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize(
+    "copy", sorted((REPOSITORY / "hub_configs" / "captioner-flickr8k").glob("*.py")), ids=lambda p: p.name
+)
+def test_code_of_the_model_folder_is_the_packages(copy):
+    """The folder is what the Hub holds, code included; it must not fall behind the package."""
+    assert copy.read_text() == (REPOSITORY / "modeling" / copy.name).read_text()
 
 
 def test_folder_loads_without_this_repository(tmp_path, pixels):

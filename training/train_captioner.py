@@ -3,8 +3,8 @@
     python -m training.train_captioner hub_configs/captioner-flickr8k/recipe.json
     python -m training.train_captioner hub_configs/captioner-flickr8k/recipe.json --resume
     python -m training.train_captioner hub_configs/tiny-captioner/recipe.json --set training.output_dir=/tmp/tiny
-    accelerate launch -m training.train_captioner hub_configs/captioner-flickr8k/recipe.json     (as `accelerate config` says)
-    ACCELERATE_USE_CPU=1 torchrun --nproc_per_node 2 -m training.train_captioner RECIPE.json     (two processes, no GPU)
+    accelerate launch -m training.train_captioner RECIPE.json     (processes as `accelerate config` says)
+    ACCELERATE_USE_CPU=1 torchrun --nproc_per_node 2 -m training.train_captioner RECIPE.json     (no GPU)
 
 Data sets are named in the recipe and looked up in the folder $PICTALE_DATA first (see `training.recipes`). The features
 of the frozen backbone are computed once into `data.cache_dir`. While training, captions are generated for validation
