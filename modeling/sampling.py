@@ -1,7 +1,7 @@
 """Sampling of passages with a generator of its own.
 
 `GenerationMixin.generate` draws from torch's global random state and sorts the whole vocabulary at every word. For a
-page that tells stories to several visitors at once, a seed must mean the same story whatever else the process draws, and
+page that tells stories to several visitors at once, a seed must mean the same story whatever else is drawn, and
 sorting 20,000 words takes longer than the model. This loop draws from a `torch.Generator` and looks at the `top_k` most
 probable words only; everything else is as in `generate`.
 
