@@ -93,6 +93,8 @@ class CaptionerEncoder(nn.Module):
         self.norm = nn.LayerNorm(config.context_dim)
         self.keys = nn.Linear(config.context_dim, config.attention_dim, bias=False)
         self._fused: tuple[nn.Module, ...] = ()  # in a tuple, so that it is no submodule and is never saved
+        if self.frozen:
+            self.backbone.eval()
 
     def train(self, mode: bool = True) -> CaptionerEncoder:
         super().train(mode)

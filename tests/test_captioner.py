@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, set_seed
+from transformers import AutoImageProcessor, PreTrainedTokenizerFast, set_seed
 
 from modeling.configuration_captioner import PictaleCaptionerConfig
 from modeling.errors import ModelFolderError

@@ -130,7 +130,12 @@ def test_nothing_readable_is_an_error(tmp_path, encoder, processor):
         open_cache(encoder, processor, [b"x", None], tmp_path)
 
 
-def test_training_mode_is_left_as_it_was(tmp_path, encoder, processor, images):
-    encoder.train()
+@pytest.mark.parametrize("frozen", [True, False])
+def test_caching_changes_neither_weights_nor_mode(tmp_path, processor, images, frozen):
+    """A new model is in training mode, where a BatchNorm that sees a picture moves its statistics."""
+    config = PictaleCaptionerConfig(backbone_options=OPTIONS, freeze_backbone=frozen)
+    encoder = PictaleCaptionerForConditionalGeneration(config).encoder
+    before = {key: value.clone() for key, value in encoder.state_dict().items()}
     open_cache(encoder, processor, images, tmp_path)
     assert encoder.training and not encoder._fused
+    assert all(torch.equal(value, before[key]) for key, value in encoder.state_dict().items())

@@ -30,7 +30,7 @@ from modeling.errors import DataError, ImageError
 from modeling.images import load_image
 
 TO_DO, DONE, BROKEN = 0, 1, 2
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -109,11 +109,14 @@ def open_cache(
         "views": views,
     }
     folder = Path(root).expanduser() / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]
+    was_training = encoder.training
+    encoder.eval()
     if not (folder / "key.json").exists():
         _create(folder, key, _feature_shape(encoder, processor), len(images), views)
     features = np.lib.format.open_memmap(folder / "features.npy", mode="r+")
     state = np.lib.format.open_memmap(folder / "state.npy", mode="r+")
     _fill(encoder, processor, images, features, state, batch_size, label)
+    encoder.train(was_training)
     broken = int((state == BROKEN).sum())
     if broken:
         print(f"{label}: {broken} of {len(images)} images cannot be read and are skipped.", file=sys.stderr)
@@ -148,8 +151,6 @@ def _fill(encoder, processor, images, features, state, batch_size: int, label: s
     if not len(rows):
         return
     device = next(encoder.parameters()).device
-    was_training = encoder.training
-    encoder.eval()
     if hasattr(encoder, "prepare_for_inference"):
         encoder.prepare_for_inference()
     views = features.shape[1]
@@ -168,4 +169,3 @@ def _fill(encoder, processor, images, features, state, batch_size: int, label: s
             state[good] = DONE
             state.flush()
             bar.update(len(batch))
-    encoder.train(was_training)

@@ -1,0 +1,462 @@
+"""The attention captioner: Show, Attend and Tell (Xu et al., arXiv:1502.03044), soft attention.
+
+Per step, with regions a_i, state h and last word y:
+    e_i = score(a_i, h),  alpha = softmax(e)                        attention; "bahdanau": v . tanh(W_a a_i + W_q h)
+                                                                    "dot": (W_a a_i) . (W_q h) / sqrt(A)
+    z = sigmoid(W_g h) * sum_i alpha_i a_i                          gated context
+    h, c = LSTM([E y ; z], h, c)
+    p(next) = softmax(E' W_o tanh(E y + L_h h + L_z z))             deep output, E' = E when tied
+The attention looks at the state before the step, as in the paper and sgrvinod/a-PyTorch-Tutorial-to-Image-Captioning.
+
+What is the same for all steps is computed once: the regions and W_a a_i once an image (also when several captions of
+one image are trained together), the word part of the LSTM input and the vocabulary layer once a sequence.
+
+Shapes: B images, R caption rows (R = B unless `image_index` says otherwise), T steps, M words in all rows, P regions,
+F backbone channels, C context, A attention, H hidden, E word vector, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from .backbones import build_backbone
+from .configuration_captioner import PictaleCaptionerConfig
+
+IGNORE_INDEX = -100
+
+
+class LSTMState:
+    """State (h, c), each [R, H], in the place of a key-value cache; beam search reorders it in place."""
+
+    is_compileable = False  # generate() asks before it considers torch.compile
+
+    def __init__(self, h: torch.Tensor, c: torch.Tensor, seen: int = 0):
+        self.h, self.c, self.seen = h, c, seen
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.seen
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        beam_idx = beam_idx.to(self.h.device)
+        self.h, self.c = self.h.index_select(0, beam_idx), self.c.index_select(0, beam_idx)
+
+
+@dataclass
+class CaptionerEncoderOutput(ModelOutput):
+    """Args:
+    last_hidden_state: projected regions [B, P, C], row by row from the top left.
+    attention_keys: their part of the attention, W_a a_i, [B, P, A].
+    """
+
+    last_hidden_state: torch.FloatTensor | None = None
+    attention_keys: torch.FloatTensor | None = None
+
+
+@dataclass
+class CaptionerOutput(ModelOutput):
+    """Args:
+    loss: when labels are given: mean cross entropy; in training mode smoothed and with the attention penalty.
+    logits: scores of the next word [R, T, V]; None when training on labels, where only real words are scored.
+    past_key_values: `LSTMState` after the last word.
+    encoder_last_hidden_state: projected regions [B, P, C].
+    cross_attentions: one tensor [R, 1, T, P], the attention map of each word, when asked for.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    past_key_values: LSTMState | None = None
+    encoder_last_hidden_state: torch.FloatTensor | None = None
+    cross_attentions: tuple[torch.FloatTensor, ...] | None = None
+    # generate() reads these two when attentions or hidden states are asked for; always None here
+    decoder_attentions: tuple[torch.FloatTensor, ...] | None = None
+    decoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+
+
+class CaptionerEncoder(nn.Module):
+    """Backbone, then each region projected to the context size."""
+
+    main_input_name = "pixel_values"
+
+    def __init__(self, config: PictaleCaptionerConfig):
+        super().__init__()
+        self.backbone = build_backbone(config.backbone, **config.backbone_options)
+        self.frozen = config.freeze_backbone
+        self.backbone.requires_grad_(not self.frozen)
+        self.dropout = nn.Dropout(config.region_dropout)
+        self.projection = nn.Linear(self.backbone.channels, config.context_dim)
+        self.norm = nn.LayerNorm(config.context_dim)
+        self.keys = nn.Linear(config.context_dim, config.attention_dim, bias=False)
+        self._fused: tuple[nn.Module, ...] = ()  # in a tuple, so that it is no submodule and is never saved
+        if self.frozen:
+            self.backbone.eval()
+
+    def train(self, mode: bool = True) -> CaptionerEncoder:
+        super().train(mode)
+        if mode:
+            self._fused = ()
+        if self.frozen:
+            self.backbone.eval()  # else BatchNorm statistics would drift
+        return self
+
+    def _apply(self, fn, recurse=True):
+        self._fused = ()  # a copy on another device or in another dtype would be stale
+        return super()._apply(fn, recurse)
+
+    def prepare_for_inference(self) -> None:
+        self._fused = (self.backbone.fuse(),)
+
+    def extract(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Region features [B, P, F] of pixel_values [B, 3, H, W]; what the feature cache keeps."""
+        backbone = self._fused[0] if self._fused else self.backbone
+        if self._fused:
+            pixel_values = pixel_values.to(memory_format=torch.channels_last)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            features = backbone(pixel_values.to(self.projection.weight.dtype))  # [B, F, h, w]
+        return features.flatten(2).transpose(1, 2)  # [B, P, F]
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        region_features: torch.Tensor | None = None,
+        return_dict: bool = True,
+        **kwargs,
+    ) -> CaptionerEncoderOutput:
+        if region_features is None:
+            region_features = self.extract(pixel_values)
+        features = region_features.to(self.projection.weight.dtype)
+        regions = self.dropout(self.norm(self.projection(features)))  # [B, P, C]
+        return CaptionerEncoderOutput(last_hidden_state=regions, attention_keys=self.keys(regions))
+
+
+class StateProjection(nn.Linear):
+    """All that is linear in the state, in one product: LSTM gates (4H), attention query (A), context gate (C)."""
+
+
+class AdditiveAttention(nn.Module):
+    """Scores v . tanh(key + query) (Bahdanau et al., arXiv:1409.0473)."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.energy = nn.Linear(dim, 1, bias=False)
+
+    def forward(self, query: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        return self.energy(torch.tanh(keys + query.unsqueeze(1))).squeeze(-1)  # [R, A], [R, P, A] -> [R, P]
+
+
+class DotAttention(nn.Module):
+    """Scores key . query / sqrt(A) (Vaswani et al., arXiv:1706.03762), with less memory traffic."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.scale = dim**-0.5
+
+    def forward(self, query: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        keys = keys.to(query.dtype)
+        return torch.bmm(keys, (self.scale * query).unsqueeze(2)).squeeze(2)  # [R, P, A] x [R, A, 1] -> [R, P]
+
+
+ATTENTIONS = {"bahdanau": AdditiveAttention, "dot": DotAttention}
+
+
+class CaptionerDecoder(nn.Module):
+    """Attention LSTM and deep output, without the vocabulary layer."""
+
+    def __init__(self, config: PictaleCaptionerConfig):
+        super().__init__()
+        hidden, context, embed = config.hidden_size, config.context_dim, config.embed_dim
+        self.gated = config.context_gate
+        self.splits = [4 * hidden, config.attention_dim] + ([context] if self.gated else [])
+        self.state_projection = StateProjection(hidden, sum(self.splits))
+        self.word_projection = nn.Linear(embed, 4 * hidden, bias=False)
+        self.context_projection = nn.Linear(context, 4 * hidden, bias=False)
+        self.attention = ATTENTIONS[config.attention_type](config.attention_dim)
+        self.initial = nn.Linear(context, 2 * hidden) if config.initial_state == "mean" else None
+        self.output_state = nn.Linear(hidden, embed)
+        self.output_context = nn.Linear(context, embed, bias=False)
+        self.output_projection = nn.Linear(embed, embed)
+        self.embed_dropout = nn.Dropout(config.embed_dropout)
+        self.output_dropout = nn.Dropout(config.output_dropout)
+
+    def initial_state(self, regions: torch.Tensor) -> LSTMState:
+        """First state [B, H] twice from regions [B, P, C]."""
+        if self.initial is None:
+            zeros = regions.new_zeros(regions.shape[0], self.output_state.in_features)
+            return LSTMState(zeros, zeros)
+        h, c = self.initial(regions.mean(1)).tanh().chunk(2, -1)  # 2 x [B, H]
+        return LSTMState(h, c.float())
+
+    def step(
+        self, words: torch.Tensor, regions: torch.Tensor, keys: torch.Tensor, h: torch.Tensor, c: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """One word.
+
+        Args:
+            words: projected word vectors [R, 4H]; regions [R, P, C]; keys [R, P, A]; h, c [R, H].
+
+        Returns:
+            h, c [R, H], context z [R, C] and attention alpha [R, P].
+        """
+        gates, query, *gate = self.state_projection(h).split(self.splits, -1)
+        alpha = self.attention(query, keys).softmax(-1)  # [R, P]
+        z = torch.bmm(alpha.to(regions.dtype).unsqueeze(1), regions).squeeze(1)  # [R, 1, P] x [R, P, C] -> [R, C]
+        if self.gated:
+            z = torch.sigmoid(gate[0]) * z
+        enter, forget, new, leave = (gates + words + self.context_projection(z)).chunk(4, -1)  # 4 x [R, H]
+        c = torch.sigmoid(forget) * c + torch.sigmoid(enter) * torch.tanh(new)
+        return torch.sigmoid(leave) * torch.tanh(c).to(leave.dtype), c, z, alpha
+
+    def forward(
+        self, embedded: torch.Tensor, regions: torch.Tensor, keys: torch.Tensor, state: LSTMState, rows: list[int]
+    ) -> tuple[torch.Tensor, LSTMState, list[torch.Tensor]]:
+        """Run over the words of captions sorted from the longest to the shortest.
+
+        Args:
+            embedded: word vectors, packed step by step [M, E]: the first word of every caption, then the second, ...
+            regions [R, P, C], keys [R, P, A], state: of the R captions.
+            rows: captions that still have a word at each of the T steps, sum(rows) = M.
+
+        Returns:
+            What the vocabulary layer reads [M, E], the state after the last word, attention T x [rows, P].
+        """
+        embedded = self.embed_dropout(embedded)
+        words = self.word_projection(embedded).split(rows)  # T x [rows, 4H]
+        regions = regions.to(words[0].dtype)
+        h, c, states, contexts, alphas = state.h, state.c, [], [], []
+        for n, word in zip(rows, words, strict=True):
+            if n < len(h):  # captions that ended; cutting the cut tensors again keeps the backward pass small
+                h, c, regions, keys = h[:n], c[:n], regions[:n], keys[:n]
+            h, c, z, alpha = self.step(word, regions, keys, h, c)
+            states.append(h)
+            contexts.append(z)
+            alphas.append(alpha)
+        h_all, z_all = torch.cat(states), torch.cat(contexts)  # [M, H], [M, C]
+        deep = torch.tanh(embedded + self.output_state(self.output_dropout(h_all)) + self.output_context(z_all))
+        deep = self.output_projection(self.output_dropout(deep))  # [M, E]
+        return deep, LSTMState(h, c, state.seen + len(rows)), alphas
+
+
+class PictaleCaptionerForConditionalGeneration(PreTrainedModel, GenerationMixin):
+    """Captions for photographs, with an attention map for every word.
+
+    Example:
+        >>> model = PictaleCaptionerForConditionalGeneration.from_pretrained(folder).prepare_for_inference()
+        >>> pixels = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)(photo, return_tensors="pt")
+        >>> ids = model.generate(**pixels, num_beams=3)
+        >>> AutoTokenizer.from_pretrained(folder).decode(ids[0], skip_special_tokens=True)
+        'a dog runs through the grass'
+    """
+
+    config_class = PictaleCaptionerConfig
+    base_model_prefix = "captioner"
+    main_input_name = "pixel_values"
+    _tied_weights_keys = {"vocabulary.weight": "embedding.weight"}
+
+    def __init__(self, config: PictaleCaptionerConfig):
+        super().__init__(config)
+        self.encoder = CaptionerEncoder(config)
+        self.embedding = nn.Embedding(config.vocab_size, config.embed_dim, padding_idx=config.pad_token_id)
+        self.decoder = CaptionerDecoder(config)
+        self.vocabulary = nn.Linear(config.embed_dim, config.vocab_size)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, StateProjection):
+            hidden = module.in_features
+            blocks = [nn.init.orthogonal_(torch.empty(hidden, hidden)) for _ in range(4)]
+            rest = torch.empty(module.out_features - 4 * hidden, hidden)
+            init.copy_(module.weight, torch.cat([*blocks, nn.init.xavier_uniform_(rest)]))
+            bias = torch.zeros(module.out_features)
+            bias[hidden : 2 * hidden] = 1.0  # the forget gate starts open
+            init.copy_(module.bias, bias)
+        elif isinstance(module, nn.Linear):
+            init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            weight = torch.empty(module.weight.shape).uniform_(-0.1, 0.1)
+            weight[module.padding_idx] = 0
+            init.copy_(module.weight, weight)
+        elif isinstance(module, nn.Conv2d):
+            init.kaiming_normal_(
+                module.weight, nonlinearity="relu"
+            )  # fan in keeps a signal even before BatchNorm has seen data
+        else:
+            super()._init_weights(module)
+
+    # -- what generate() asks for ----------------------------------------------------------------------------------
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        return False  # the state is an LSTMState
+
+    def get_encoder(self, *args, **kwargs) -> CaptionerEncoder:
+        return self.encoder
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.embedding
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.embedding = value
+
+    def get_output_embeddings(self) -> nn.Linear:
+        return self.vocabulary
+
+    def set_output_embeddings(self, value: nn.Linear) -> None:
+        self.vocabulary = value
+
+    @torch.no_grad()
+    def generate(self, inputs: torch.Tensor | None = None, region_features: torch.Tensor | None = None, **kwargs):
+        """`GenerationMixin.generate` from `pixel_values` or from cached `region_features` [B, P, F]."""
+        if region_features is not None:
+            kwargs["encoder_outputs"] = self.encoder(region_features=region_features)
+        return super().generate(inputs, **kwargs)
+
+    # -- the model -------------------------------------------------------------------------------------------------
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """Rows and columns of the region grid, h * w = P."""
+        side = -(-self.config.image_size // self.encoder.backbone.stride)
+        return side, side
+
+    def prepare_for_inference(self) -> PictaleCaptionerForConditionalGeneration:
+        """Eval mode with a fused copy of the backbone, never saved, dropped by `.train()` and `.to()`."""
+        self.eval()
+        self.encoder.prepare_for_inference()
+        return self
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        decoder_input_ids: torch.LongTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        region_features: torch.Tensor | None = None,
+        image_index: torch.LongTensor | None = None,
+        encoder_outputs: CaptionerEncoderOutput | None = None,
+        past_key_values: LSTMState | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool = True,
+        **kwargs,
+    ) -> CaptionerOutput:
+        """Scores of the next word for every prefix of the captions.
+
+        Args:
+            pixel_values: photographs [B, 3, H, W], or
+            region_features: their backbone features [B, P, F], or
+            encoder_outputs: what `encoder` made of either.
+            decoder_input_ids: captions so far [R, T] from the start id on; only the newest with `past_key_values`.
+            labels: captions without the start id, with the end id, -100 for padding, [R, T]; gives `loss`.
+            image_index: the image of each caption row [R]; by default row r belongs to image r.
+        """
+        if encoder_outputs is None:
+            encoder_outputs = self.encoder(pixel_values, region_features=region_features)
+        if decoder_input_ids is None:
+            if labels is None:
+                raise ValueError("Give decoder_input_ids or labels.")
+            decoder_input_ids = self.shift_right(labels)
+        if self.training and labels is not None:
+            return CaptionerOutput(loss=self.training_loss(encoder_outputs, decoder_input_ids, labels, image_index))
+        state, regions, keys = self.expand(encoder_outputs, image_index, past_key_values)
+        count, length = decoder_input_ids.shape
+        embedded = self.embedding(decoder_input_ids.t().flatten())  # [T * R, E]
+        deep, state, alphas = self.decoder(embedded, regions, keys, state, [count] * length)
+        logits = self.vocabulary(deep).view(length, count, -1).transpose(0, 1)  # [T * R, V] -> [R, T, V]
+        loss = None
+        if labels is not None:
+            loss = nn.functional.cross_entropy(
+                logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE_INDEX
+            )
+        return CaptionerOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=state if use_cache is None or use_cache else None,
+            encoder_last_hidden_state=encoder_outputs["last_hidden_state"],
+            cross_attentions=(torch.stack(alphas, 1).unsqueeze(1),) if output_attentions else None,  # [R, 1, T, P]
+        )
+
+    def expand(
+        self,
+        encoder_outputs: CaptionerEncoderOutput,
+        image_index: torch.LongTensor | None,
+        state: LSTMState | None = None,
+    ) -> tuple[LSTMState, torch.Tensor, torch.Tensor]:
+        """State, regions [R, P, C] and keys [R, P, A] of each caption row; a first state where there is none yet."""
+        regions, keys = encoder_outputs["last_hidden_state"], encoder_outputs["attention_keys"]
+        first = self.decoder.initial_state(regions) if state is None else state
+        if image_index is not None:
+            regions, keys = regions.index_select(0, image_index), keys.index_select(0, image_index)
+            if state is None:
+                first.reorder_cache(image_index)
+        return first, regions, keys
+
+    def training_loss(
+        self,
+        encoder_outputs: CaptionerEncoderOutput,
+        decoder_input_ids: torch.LongTensor,
+        labels: torch.LongTensor,
+        image_index: torch.LongTensor | None,
+    ) -> torch.Tensor:
+        """Label-smoothed cross entropy plus doubly stochastic penalty, over real words only: padding costs no work."""
+        lengths = (labels != IGNORE_INDEX).sum(1)
+        lengths, order = lengths.sort(descending=True, stable=True)
+        if image_index is None:
+            image_index = torch.arange(len(labels), device=labels.device)
+        state, regions, keys = self.expand(encoder_outputs, image_index[order])
+        steps = torch.arange(int(lengths[0]), device=lengths.device)
+        rows = (lengths.unsqueeze(0) > steps.unsqueeze(1)).sum(1).tolist()  # T counts
+        words, targets = (
+            torch.cat([ids[order[:n], t] for t, n in enumerate(rows)]) for ids in (decoder_input_ids, labels)
+        )
+        deep, _, alphas = self.decoder(self.embedding(words), regions, keys, state, rows)
+        loss = nn.functional.cross_entropy(
+            self.vocabulary(deep).float(), targets, label_smoothing=self.config.label_smoothing
+        )
+        if self.config.attention_penalty:
+            count = len(labels)
+            seen = sum(nn.functional.pad(alpha.float(), (0, 0, 0, count - len(alpha))) for alpha in alphas)  # [R, P]
+            loss = loss + self.config.attention_penalty * (1 - seen).square().mean()
+        return loss
+
+    def shift_right(self, labels: torch.LongTensor) -> torch.LongTensor:
+        """Decoder input for `labels`: the start id in front, the last word dropped, padding for -100."""
+        start = labels.new_full((labels.shape[0], 1), self.config.decoder_start_token_id)
+        shifted = torch.cat([start, labels[:, :-1]], 1)
+        return shifted.masked_fill(shifted == IGNORE_INDEX, self.config.pad_token_id)
+
+    @torch.no_grad()
+    def score(
+        self,
+        sequences: torch.LongTensor,
+        encoder_outputs: CaptionerEncoderOutput | None = None,
+        image_index: torch.LongTensor | None = None,
+        **inputs,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probability and attention map of each word of finished captions, in one pass.
+
+        Args:
+            sequences: what `generate` returned [R, T], start id first.
+            encoder_outputs, image_index, inputs: as in `forward`; `inputs` are `pixel_values` or `region_features`.
+
+        Returns:
+            log-probabilities [R, T - 1] (0 after the end id) and attention [R, T - 1, P] of the words after the start.
+        """
+        targets = sequences[:, 1:]
+        out = self(
+            decoder_input_ids=sequences[:, :-1],
+            encoder_outputs=encoder_outputs,
+            image_index=image_index,
+            output_attentions=True,
+            **inputs,
+        )
+        log_probs = out.logits.float().log_softmax(-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)  # [R, T - 1]
+        ended = (targets == self.config.eos_token_id).long()
+        after_end = (ended.cumsum(1) - ended) > 0
+        return log_probs.masked_fill(after_end, 0.0), out.cross_attentions[0].squeeze(1).float()
+
+
+PictaleCaptionerForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
