@@ -338,12 +338,18 @@ def test_processor_round_trip_through_auto(tmp_path):
     assert torch.equal(first, second)
 
 
-@pytest.mark.parametrize(
-    "copy", sorted((REPOSITORY / "hub_configs" / "captioner-flickr8k").glob("*.py")), ids=lambda p: p.name
-)
-def test_code_of_the_model_folder_is_the_packages(copy):
-    """The folder is what the Hub holds, code included; it must not fall behind the package."""
-    assert copy.read_text() == (REPOSITORY / "modeling" / copy.name).read_text()
+def test_embedded_weights_see_a_bird_and_horses():
+    folder, examples = (
+        REPOSITORY / "hub_configs" / name for name in ("captioner-flickr8k", "pictale-default/examples")
+    )
+    if not (folder / "model.safetensors").exists():
+        pytest.skip("the trained weights are not here")
+    model = PictaleCaptionerForConditionalGeneration.from_pretrained(folder).prepare_for_inference()
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    photos = [Image.open(examples / f"{name}.jpg") for name in ("gull", "horses", "skier")]
+    pixels = PictaleImageProcessor.from_pretrained(folder)(photos, return_tensors="pt").pixel_values
+    captions = tokenizer.batch_decode(model.generate(pixel_values=pixels), skip_special_tokens=True)
+    assert all(word in caption for word, caption in zip(("bird", "horse", "snow"), captions, strict=True)), captions
 
 
 def test_folder_loads_without_this_repository(tmp_path, pixels):
