@@ -1,4 +1,4 @@
-.PHONY: help quality style test smoke
+.PHONY: help quality code style test smoke
 
 PYTHON ?= python
 
@@ -8,6 +8,9 @@ help:  ## Show this list
 quality:  ## Check style and formatting, change nothing
 	ruff check .
 	ruff format --check .
+
+code:  ## Copy modeling/ into the model folders that carry their own code
+	$(PYTHON) -m training.sync_code
 
 style:  ## Mend what ruff can mend
 	ruff check --fix .

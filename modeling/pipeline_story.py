@@ -27,7 +27,7 @@ from .modeling_story_decoder import PictaleStoryDecoderForConditionalGeneration
 from .sampling import SamplingOptions, sample_passages
 from .story_types import Candidate, Caption, StoryOptions, StoryResult
 from .styles import Style, encode_passages, encoder_fingerprint, make_style, parse_style, shift_style
-from .text import clean_text, content_words, split_sentences
+from .text import clean_text, content_words, is_content_word, split_sentences
 
 MAX_SEED = 2**31 - 1
 CAPTION_STYLE = "caption"
@@ -62,6 +62,8 @@ class StoryPipeline:
         self.decoder, self.decoder_tokenizer = decoder.eval(), decoder_tokenizer
         self.options = options or StoryOptions()
         self._fingerprint = encoder_fingerprint(encoder)
+        vocabulary = self.decoder_tokenizer.convert_ids_to_tokens(range(len(self.decoder_tokenizer)))
+        self._content_mask = torch.tensor([float(is_content_word(w)) for w in vocabulary], device=decoder.device)
         self._styles: dict[str, Style] = {}
         for style in styles:
             self.add_style(style)
@@ -215,6 +217,7 @@ class StoryPipeline:
             options.candidates,
             torch.Generator(device).manual_seed(seed),
             SamplingOptions(**{f.name: getattr(options, f.name) for f in dataclasses.fields(SamplingOptions)}),
+            self._content_mask,
         )  # [candidates, T]
         fluency = self.decoder.score(conditions, sequences).tolist()
         texts = [self._finish(ids) for ids in sequences]

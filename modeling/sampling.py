@@ -25,7 +25,7 @@ class SamplingOptions:
         temperature: Divides the log-probabilities; towards 0 the most probable word is always taken.
         top_k: Words considered at each step.
         top_p: Of these, the fewest whose probabilities reach this share (Holtzman et al., arXiv:1904.09751).
-        repetition_penalty: Log-probabilities of words written before are multiplied by it (arXiv:1909.05858).
+        presence_penalty: Taken from a word's log-probability for each time it stands in the passage already.
         no_repeat_ngram_size: No sequence of so many words is written twice in a passage; 0 allows it.
         min_new_tokens, max_new_tokens: Length without `<s>`, `</s>` counted.
     """
@@ -33,7 +33,7 @@ class SamplingOptions:
     temperature: float = 0.8
     top_k: int = 128
     top_p: float = 0.92
-    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
     no_repeat_ngram_size: int = 0
     min_new_tokens: int = 0
     max_new_tokens: int = 70
@@ -46,8 +46,16 @@ def sample_passages(
     count: int,
     generator: torch.Generator,
     options: SamplingOptions,
+    penalized: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Write `count` passages under the same conditions (those of a batch of one).
+
+    Args:
+        decoder, conditions: The model, and what its `conditions` made of one thought and its content words.
+        count: N.
+        generator: On the decoder's device.
+        options: How words are drawn.
+        penalized: 1 for words that `presence_penalty` holds for [V], 0 for words a text must repeat; None: all.
 
     Returns:
         Ids [count, T] from `<s>` on, `<pad>` after `</s>`; a passage that was cut off by the length has no `</s>`.
@@ -58,21 +66,21 @@ def sample_passages(
     barred = [config.pad_token_id, *(decoder.generation_config.suppress_tokens or [])]
     sequences = torch.full((count, 1), config.decoder_start_token_id, device=device)
     finished = torch.zeros(count, dtype=torch.bool, device=device)
+    written = torch.zeros(count, config.vocab_size, device=device)  # times each word was written
+    weight = options.presence_penalty if penalized is None else options.presence_penalty * penalized
     state = None
     for step in range(options.max_new_tokens):
         output = decoder(
             decoder_input_ids=sequences[:, -1:], encoder_outputs=conditions, past_key_values=state, use_cache=True
         )
         state = output.past_key_values
-        log_probs = output.logits[:, -1]  # [N, V]
+        log_probs = output.logits[:, -1] - weight * written  # [N, V]
         log_probs[:, barred] = -torch.inf
         if step < options.min_new_tokens:
             log_probs[:, config.eos_token_id] = -torch.inf
-        if options.repetition_penalty != 1.0 and step:
-            before = log_probs.gather(1, sequences[:, 1:])
-            log_probs.scatter_(1, sequences[:, 1:], before * options.repetition_penalty)
         bar_repeats(log_probs, sequences, options.no_repeat_ngram_size)
         chosen = draw(log_probs, generator, options).masked_fill(finished, config.pad_token_id)  # [N]
+        written.scatter_add_(1, chosen.unsqueeze(1), written.new_ones(count, 1))
         sequences = torch.cat([sequences, chosen.unsqueeze(1)], 1)
         finished |= chosen == config.eos_token_id
         if finished.all():

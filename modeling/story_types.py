@@ -21,7 +21,7 @@ class StoryOptions:
         passages: Parts of a story; each later part knows the vector of the part before.
         content_words: Most words of the captions that the decoder is shown; 0 writes from the vector alone.
         temperature, top_k, top_p: Sampling of words, see `SamplingOptions`.
-        repetition_penalty, no_repeat_ngram_size: Against loops.
+        presence_penalty, no_repeat_ngram_size: Against saying the same again; the penalty spares function words.
         min_new_tokens, max_new_tokens: Length of a passage in words and marks.
         grounding, style, fluency: Weights of the three scores that choose among candidates.
     """
@@ -38,7 +38,7 @@ class StoryOptions:
     temperature: float = 0.75
     top_k: int = 128
     top_p: float = 0.92
-    repetition_penalty: float = 1.05
+    presence_penalty: float = 1.0
     no_repeat_ngram_size: int = 4
     min_new_tokens: int = 25
     max_new_tokens: int = 70

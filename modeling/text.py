@@ -36,6 +36,11 @@ def directed_quotes(paragraph: str) -> str:
     return paragraph
 
 
+def is_content_word(word: str) -> bool:
+    """Whether a word says something of its own: letters only, at least three, and not a stop word."""
+    return len(word) > 2 and word.isalpha() and word.lower() not in STOP_WORDS
+
+
 def content_words(texts: Iterable[str], limit: int | None = None) -> list[str]:
     """Words that carry the meaning of `texts`, lower-case, most repeated first, at most `limit`.
 
@@ -44,7 +49,7 @@ def content_words(texts: Iterable[str], limit: int | None = None) -> list[str]:
     counts: dict[str, int] = {}
     for text in texts:
         for word in split_words(text, lowercase=True):
-            if len(word) > 2 and word.isalpha() and word not in STOP_WORDS:
+            if is_content_word(word):
                 counts[word] = counts.get(word, 0) + 1
     ranked = sorted(counts, key=lambda w: -counts[w])  # stable: first seen first among equals
     return ranked if limit is None else ranked[:limit]
@@ -63,7 +68,7 @@ def clean_text(text: str) -> str:
     text = re.sub(r"\b(\w+)( \1\b)+", _drop_repeat, text, flags=re.IGNORECASE)
     text = _balance_quotes(text)
     text = re.sub(r"([,;:])[,;:]+", r"\1", text)
-    text = re.sub(r"\s+'(?=\s|$)|(?<=\s)'\s+", " ", text).strip()
+    text = _SPACE.sub(" ", re.sub(r"\s'(?=\s|$)", " ", text)).strip()
     text = re.sub(r"^[,.;:!?)\]”—\s-]+", "", text)
     if not text:
         return ""

@@ -46,7 +46,12 @@ def overrides(photos, cache, output, **more):
     return [f"{key}={json.dumps(value)}" for key, value in settings.items()]
 
 
+def need_metrics():
+    pytest.importorskip("pycocoevalcap", reason="captions are scored with pycocoevalcap (training/requirements.txt)")
+
+
 def train_tiny(photos, cache, output, resume=False, **more):
+    need_metrics()
     recipe = read_recipe(RECIPE, train_captioner.CaptionerRecipe, overrides(photos, cache, output, **more))
     return train_captioner.run(recipe, resume)
 
@@ -218,11 +223,13 @@ REFERENCES = [
 
 def test_perfect_captions_score_high_and_swapped_ones_low():
     right = [group[0] for group in REFERENCES]
+    need_metrics()
     assert cider(right, REFERENCES) > 200 > 1 > cider(right[1:] + right[:1], REFERENCES)
 
 
 def test_scores_have_the_papers_scale_and_say_what_is_missing(monkeypatch):
     monkeypatch.setattr("training.metrics_captions.has_java", lambda: False)
+    need_metrics()
     scored = score_captions([group[0] for group in REFERENCES], REFERENCES)
     assert scored.scores["bleu_1"] == pytest.approx(100, abs=0.01)
     assert scored.scores["rouge_l"] == pytest.approx(100, abs=0.01)
@@ -234,6 +241,7 @@ def test_scores_have_the_papers_scale_and_say_what_is_missing(monkeypatch):
 def test_plain_tokens_are_ptb_tokens_on_plain_captions():
     from training.metrics_captions import _tokenize
 
+    need_metrics()
     texts = [["A dog runs, on grass."], ["Two men - one in red - play football!"]]
     assert _tokenize(texts, True) == _tokenize(texts, False)
 

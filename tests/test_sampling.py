@@ -80,12 +80,14 @@ def test_no_ngram_is_written_twice(decoder, conditions):
         assert len(pairs) == len(set(pairs))
 
 
-def test_the_repetition_penalty_makes_repeats_rarer(decoder, conditions):
-    def repeats(penalty):
-        out = sample(decoder, conditions, count=60, repetition_penalty=penalty, min_new_tokens=12)
+def test_the_presence_penalty_makes_repeats_rarer_where_it_holds(decoder, conditions):
+    def repeats(penalty, penalized=None):
+        options = SamplingOptions(max_new_tokens=12, min_new_tokens=12, presence_penalty=penalty)
+        out = sample_passages(decoder, conditions, 60, torch.Generator().manual_seed(0), options, penalized)
         return sum(len(row) - len(set(row)) for row in out.tolist())
 
-    assert repeats(2.0) < repeats(1.0)
+    assert repeats(3.0) < repeats(0.0)
+    assert repeats(3.0, torch.zeros(decoder.config.vocab_size)) == repeats(0.0)
 
 
 def test_options_are_a_part_of_the_story_options():

@@ -52,6 +52,7 @@ def test_tokenizer_survives_saving(tmp_path):
         (", . well", "Well."),
         ("he said . ” she left", "He said. She left."),
         ("<unk> saw <unk> dog", "Saw dog."),
+        ("said he , ' yet , he went ' home '", "Said he, yet, he went home."),
         ("", ""),
         ("  . ", ""),
     ],

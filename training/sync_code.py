@@ -3,8 +3,8 @@
     python -m training.sync_code            copies what differs
     python -m training.sync_code --check    only says what differs (exit code 1)
 
-A folder on the Hub is loaded with `trust_remote_code=True` by people who do not have this repository, so it must hold the
-files that the `auto_map` of its configs names, and what those import.
+A folder on the Hub is loaded with `trust_remote_code=True` by people who do not have this repository, so it must hold
+the files that the `auto_map` of its configs names, and what those import.
 """
 
 from __future__ import annotations

@@ -28,8 +28,7 @@ from modeling.configuration_story_decoder import PictaleStoryDecoderConfig
 from modeling.errors import DataError, PictaleError, RecipeError
 from modeling.modeling_skip_thoughts import PictaleSkipThoughtsEncoder
 from modeling.modeling_story_decoder import PictaleStoryDecoderForConditionalGeneration
-from modeling.stop_words import STOP_WORDS
-from modeling.text import clean_text
+from modeling.text import clean_text, is_content_word
 from modeling.tokenization import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 
 from .data_text import Corpus, LengthBatches, TextSource, TokenStore, load_corpus, pad_ids, tokenize_corpus
@@ -86,7 +85,7 @@ class Passages(Dataset):
         self.corpus, self.store, self.vectors, self.data = corpus, store, vectors, data
         self.means = genre_means(corpus, vectors)
         words = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
-        self.is_content = np.array([len(w) > 2 and w.isalpha() and w.lower() not in STOP_WORDS for w in words])
+        self.is_content = np.array([is_content_word(word) for word in words])
         self.is_content[: UNK_ID + 1] = False
         self.unknown = np.add.reduceat(np.append(store.ids == UNK_ID, 0), store.offsets[:-1])
         self.seed = 0
