@@ -12,6 +12,7 @@ import functools
 import html
 import logging
 import math
+import os
 import random
 import threading
 from collections.abc import Callable, Iterator
@@ -19,6 +20,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+# Visitors' threads share few cores: torch's own threads must not spin while they wait. Read when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import gradio as gr
 from gradio.utils import get_upload_folder

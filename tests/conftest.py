@@ -13,6 +13,7 @@ if str(REPOSITORY) not in sys.path:  # so that the packages are found from where
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's threads spin by default, and starve on a busy machine
 
 
 @pytest.fixture(scope="session")
