@@ -225,11 +225,12 @@ class StoryPipeline:
 
     def _content_ids(self, words: Sequence[str]) -> dict[str, int]:
         """Words the decoder knows, with their ids; a name known only with a capital counts too."""
-        vocabulary, found = self.decoder_tokenizer.get_vocab(), {}
+        found = {}
         for word in words:
             for form in (word, word.capitalize()):
-                if form in vocabulary:
-                    found[word] = vocabulary[form]
+                known = self.decoder_tokenizer.convert_tokens_to_ids(form)
+                if known != self.decoder_tokenizer.unk_token_id:
+                    found[word] = known
                     break
         return found
 

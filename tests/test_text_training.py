@@ -71,6 +71,18 @@ def test_story_decoder_learns_loads_and_writes(trained_decoder):
     assert not torch.isin(out[:, 1:], torch.tensor([1, 3])).any()
 
 
+def test_evaluation_weighs_every_word_the_same_and_changes_nothing(
+    workshop, trained_encoder, trained_decoder, tmp_path
+):
+    recipe = story_recipe(tmp_path / "out", trained_encoder / "best", f"initial={trained_decoder / 'best'}")
+    figures = train_story_decoder.run(recipe, evaluate_only=True)
+    perplexities = [v for k, v in figures.items() if k.startswith("perplexity_")]
+    assert figures["loss"] == pytest.approx(np.log(perplexities).mean())
+    assert not (tmp_path / "out" / "best").exists()
+    logged = [json.loads(line) for line in (trained_decoder / "log.jsonl").read_text().splitlines()]
+    assert figures["loss"] == pytest.approx(min(r["loss"] for r in logged if "evaluation_s" in r), abs=1e-3)
+
+
 @pytest.mark.parametrize("ema", [0.0, 0.9])
 def test_a_resumed_run_equals_an_uninterrupted_one(workshop, trained_encoder, tmp_path, ema):
     changes = [f"training.ema_decay={ema}", "model.dropout=0.2", "training.schedule=constant", "training.max_steps=40"]

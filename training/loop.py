@@ -213,8 +213,8 @@ class Trainer:
         )
         self.model, self.optimizer, self.loader = self.accelerator.prepare(model, optimizer, loader)
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.steps_per_epoch = math.ceil(len(self.loader) / options.gradient_accumulation_steps)
-        self.total = options.max_steps or math.ceil(options.epochs * self.steps_per_epoch)
+        steps_per_epoch = math.ceil(len(self.loader) / options.gradient_accumulation_steps)
+        self.total = options.max_steps or math.ceil(options.epochs * steps_per_epoch)
         self.progress = _Progress()
         self.accelerator.register_for_checkpointing(self.progress)
         self.average: AveragedModel | None = None

@@ -14,6 +14,7 @@ shown, changes every epoch. Three things make the decoder work from captions, wh
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -196,19 +197,21 @@ def make_evaluate(held: Passages, encoder: PictaleSkipThoughtsEncoder, encoder_t
     genres = held.corpus.genres
 
     def evaluate(model: nn.Module) -> dict[str, float]:
-        loader = DataLoader(range(len(held)), batch_size=64)
-        losses: dict[str, list[float]] = {g: [] for g in genres}
-        order = np.argsort(held.corpus.genre[held.spans[:, 0]], kind="stable")
-        for chunk in loader:
-            rows = order[chunk.numpy()]
-            batch = {k: v.to(model.device) for k, v in collate([held[int(i)] for i in rows]).items()}
-            genre = genres[held.corpus.genre[held.spans[rows[0], 0]]]
-            losses[genre].append(float(model(**batch).loss))
-        mean = {g: float(np.mean(v)) for g, v in losses.items() if v}
+        owner = held.corpus.genre[held.spans[:, 0]]
+        nll = {}  # mean per word of each genre
+        for i, genre in enumerate(genres):
+            rows, total, words = np.flatnonzero(owner == i), 0.0, 0
+            for start in range(0, len(rows), 64):
+                batch = {
+                    k: v.to(model.device) for k, v in collate([held[int(r)] for r in rows[start : start + 64]]).items()
+                }
+                count = int(batch["labels"].ne(-100).sum())
+                total, words = total + float(model(**batch).loss) * count, words + count
+            if words:
+                nll[genre] = total / words
         print_samples(model)
-        return {"loss": float(np.mean(list(mean.values())))} | {
-            f"perplexity_{g}": float(np.exp(v)) for g, v in mean.items()
-        }
+        perplexity = {f"perplexity_{genre}": float(np.exp(value)) for genre, value in nll.items()}
+        return {"loss": float(np.mean(list(nll.values()))), **perplexity}
 
     def print_samples(model: nn.Module) -> None:
         x = encoder.encode(captions, encoder_tokenizer).mean(0)
@@ -247,8 +250,8 @@ def new_decoder(recipe: StoryRecipe, vocab_size: int, thought_size: int) -> Pict
     return model
 
 
-def run(recipe: StoryRecipe, resume: bool = False) -> Any:
-    """Train as the recipe says; returns the `TrainResult`."""
+def run(recipe: StoryRecipe, resume: bool = False, evaluate_only: bool = False) -> Any:
+    """Train as the recipe says and return the `TrainResult`; or only evaluate `recipe.initial`: its figures."""
     data = recipe.data
     sources = [from_dict(TextSource, s, "data.sources") for s in data.sources]
     corpus = load_corpus(sources, data.cache_dir)
@@ -273,6 +276,11 @@ def run(recipe: StoryRecipe, resume: bool = False) -> Any:
         f"{len(passages):,} passages, {passages.lengths.sum():,} tokens, vocabulary {len(tokenizer):,}", file=sys.stderr
     )
 
+    evaluate = make_evaluate(held, encoder, encoder_tokenizer, tokenizer)
+    if evaluate_only:
+        with torch.no_grad():
+            return evaluate(model.eval())
+
     def save(weights: nn.Module, folder: Path) -> None:
         weights.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -281,16 +289,26 @@ def run(recipe: StoryRecipe, resume: bool = False) -> Any:
         model,
         DataLoader(passages, batch_sampler=batches, collate_fn=collate),
         recipe.training,
-        evaluate=make_evaluate(held, encoder, encoder_tokenizer, tokenizer),
+        evaluate=evaluate,
         save=save,
         resume=resume,
     )
 
 
 def main() -> None:
-    args = recipe_parser(__doc__).parse_args()
+    parser = recipe_parser(__doc__)
+    parser.add_argument(
+        "--evaluate-only", action="store_true", help="print the held-out figures of the `initial` weights"
+    )
+    args = parser.parse_args()
     try:
-        result = run(read_recipe(args.recipe, StoryRecipe, args.overrides), args.resume)
+        recipe = read_recipe(args.recipe, StoryRecipe, args.overrides)
+        if args.evaluate_only:
+            if not recipe.initial:
+                raise RecipeError("--evaluate-only needs weights: add --set initial=FOLDER.")
+            print(json.dumps(run(recipe, evaluate_only=True), indent=1))
+            return
+        result = run(recipe, args.resume)
     except PictaleError as error:
         sys.exit(f"train_story_decoder: {error}")
     print(f"stopped by {result.stopped_by} after {result.steps} steps; best {result.best_metric} at {result.best_step}")
