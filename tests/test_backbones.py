@@ -50,6 +50,19 @@ def test_size_and_grid(name, parameters):
 
 
 @torch.no_grad()
+def test_stages_run_one_after_the_other_are_the_backbone():
+    backbone = EfficientNetLite(**TINY).eval()
+    stages = backbone.stages()
+    assert len(stages) == 9
+    x = expected = torch.randn(2, 3, 64, 64)
+    for stage in stages:
+        x = stage(x)
+    assert torch.equal(x, backbone(expected))
+    held = [id(p) for stage in stages for p in stage.parameters()]
+    assert sorted(held) == sorted(id(p) for p in backbone.parameters())
+
+
+@torch.no_grad()
 def test_fused_copy_gives_the_same_features_and_leaves_the_original_alone():
     torch.manual_seed(0)
     backbone = EfficientNetLite(**TINY).eval()

@@ -7,7 +7,8 @@ BatchNorm epsilon and the order of the layers follow it, so weights converted fr
 
 A backbone is an `nn.Module` with
     forward(pixel_values [B, 3, H, W]) -> [B, C, h, w],
-    channels (int, C), stride (int, h = ceil(H / stride)) and fuse() -> a copy for inference only.
+    channels (int, C), stride (int, h = ceil(H / stride)), fuse() -> a copy for inference only, and
+    stages() -> its parts in order from the input, which together hold every parameter once.
 `build_backbone` finds one by name; `register_backbone` adds a name.
 
 Shapes: B batch, C channels, H x W pixels, h x w grid.
@@ -115,7 +116,7 @@ class EfficientNetLite(nn.Module):
         super().__init__()
         self.channels = head_channels
         self.stem = ConvNorm(3, STEM_CHANNELS, kernel=3, stride=2)
-        blocks, inputs = [], STEM_CHANNELS
+        blocks, inputs, self.stage_ends = [], STEM_CHANNELS, []
         for index, (repeats, kernel, stride, expansion, outputs) in enumerate(STAGES):
             outputs = round_channels(outputs, width)
             if index not in (0, len(STAGES) - 1):
@@ -123,11 +124,18 @@ class EfficientNetLite(nn.Module):
             for repeat in range(repeats):
                 blocks.append(InvertedResidual(inputs, outputs, kernel, stride if repeat == 0 else 1, expansion))
                 inputs = outputs
+            self.stage_ends.append(len(blocks))
         self.blocks = nn.Sequential(*blocks)
         self.head = ConvNorm(inputs, head_channels)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         return self.head(self.blocks(self.stem(pixel_values)))  # [B, C, H/32, W/32]
+
+    def stages(self) -> list[nn.Module]:
+        """Stem, the seven stages of blocks, head: for training only the last of them."""
+        starts = [0, *self.stage_ends[:-1]]
+        blocks = [self.blocks[start:end] for start, end in zip(starts, self.stage_ends, strict=True)]
+        return [self.stem, *blocks, self.head]
 
     @torch.no_grad()
     def fuse(self) -> EfficientNetLite:
