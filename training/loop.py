@@ -9,7 +9,8 @@ How a script uses it:
         resume=args.resume,
     )
 
-The model returns an output with `.loss`, the mean over its targets. One epoch is one pass of `loader`; order and
+The model returns an output with `.loss`, the mean over its targets, and may return `.report`, a dict of figures whose
+means are logged beside the loss. One epoch is one pass of `loader`; order and
 augmentation must be functions of (seed, epoch) only, which is what makes a resumed run equal an uninterrupted one.
 
 `output_dir` then holds
@@ -69,6 +70,7 @@ class LoopOptions:
         metric: Key of the evaluation that decides which weights are best.
         greater_is_better: Direction of `metric`.
         patience: Stop after this many evaluations without gain; 0 never.
+        evaluate_at_start: Evaluate before the first step, so that `best` is never worse than the weights started from.
         max_minutes: Stop cleanly (checkpoint written) after this wall time of this process; 0 never.
     """
 
@@ -93,6 +95,7 @@ class LoopOptions:
     metric: str = "loss"
     greater_is_better: bool = False
     patience: int = 0
+    evaluate_at_start: bool = False
     max_minutes: float = 0.0
     seed: int = 0
 
@@ -320,7 +323,9 @@ class Trainer:
             unit="step",
         )
         self.model.train()
-        running = torch.zeros((), device=self.accelerator.device)
+        running, report = torch.zeros((), device=self.accelerator.device), {}
+        if options.evaluate_at_start and progress.step == 0:
+            self.evaluate_and_keep_best()
         micro_steps, reason, last_log = 0, self.stop_reason(), time.monotonic()
         while reason is None:
             # accelerate's loader counts its own passes and tells the sampler: after a resume it must count from here
@@ -330,13 +335,16 @@ class Trainer:
             for batch in self.batches():
                 with self.accelerator.accumulate(self.model):
                     self.set_rates()
-                    loss = self.model(**batch).loss
+                    output = self.model(**batch)
+                    loss = output.loss
                     self.accelerator.backward(loss)
                     if self.accelerator.sync_gradients:
                         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), options.max_grad_norm)
                     self.optimizer.step()
                     self.optimizer.zero_grad()
                 running += loss.detach()
+                for key, value in (getattr(output, "report", None) or {}).items():
+                    report[key] = report.get(key, 0) + torch.as_tensor(value, dtype=torch.float32).to(running)
                 micro_steps += 1
                 progress.batches_done += 1
                 if not self.accelerator.sync_gradients:
@@ -354,11 +362,13 @@ class Trainer:
                         )
                     seconds = (time.monotonic() - last_log) / options.log_every
                     rate = self.optimizer.param_groups[0]["lr"]
+                    more = {k: self.accelerator.reduce(v / micro_steps, "mean").item() for k, v in report.items()}
                     self.log(
                         {"step": progress.step, "epoch": progress.epoch, "loss": mean, "grad_norm": float(norm)}
-                        | {"learning_rate": rate, "s_per_step": round(seconds, 4)}
+                        | {**more, "learning_rate": rate, "s_per_step": round(seconds, 4)}
                     )
                     running.zero_()
+                    report.clear()
                     micro_steps, last_log = 0, time.monotonic()
                 reason = self.stop_reason()
                 last = reason is not None

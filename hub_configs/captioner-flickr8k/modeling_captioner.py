@@ -17,6 +17,7 @@ F backbone channels, C context, A attention, H hidden, E word vector, V vocabula
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -394,14 +395,19 @@ class PictaleCaptionerForConditionalGeneration(PreTrainedModel, GenerationMixin)
                 first.reorder_cache(image_index)
         return first, regions, keys
 
-    def training_loss(
+    def packed(
         self,
         encoder_outputs: CaptionerEncoderOutput,
         decoder_input_ids: torch.LongTensor,
         labels: torch.LongTensor,
         image_index: torch.LongTensor | None,
-    ) -> torch.Tensor:
-        """Label-smoothed cross entropy plus doubly stochastic penalty, over real words only: padding costs no work."""
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+        """The decoder over the real words of captions only: padding costs no work.
+
+        Returns:
+            What the vocabulary layer reads [M, E], the words to predict [M], the caption row of each [M], and the
+            attention of each step, T x [rows, P], captions sorted from the longest to the shortest.
+        """
         lengths = (labels != IGNORE_INDEX).sum(1)
         lengths, order = lengths.sort(descending=True, stable=True)
         if image_index is None:
@@ -413,6 +419,17 @@ class PictaleCaptionerForConditionalGeneration(PreTrainedModel, GenerationMixin)
             torch.cat([ids[order[:n], t] for t, n in enumerate(rows)]) for ids in (decoder_input_ids, labels)
         )
         deep, _, alphas = self.decoder(self.embedding(words), regions, keys, state, rows)
+        return deep, targets, torch.cat([order[:n] for n in rows]), alphas
+
+    def training_loss(
+        self,
+        encoder_outputs: CaptionerEncoderOutput,
+        decoder_input_ids: torch.LongTensor,
+        labels: torch.LongTensor,
+        image_index: torch.LongTensor | None,
+    ) -> torch.Tensor:
+        """Label-smoothed cross entropy plus doubly stochastic penalty, over real words only."""
+        deep, targets, _, alphas = self.packed(encoder_outputs, decoder_input_ids, labels, image_index)
         loss = nn.functional.cross_entropy(
             self.vocabulary(deep).float(), targets, label_smoothing=self.config.label_smoothing
         )
@@ -421,6 +438,28 @@ class PictaleCaptionerForConditionalGeneration(PreTrainedModel, GenerationMixin)
             seen = sum(nn.functional.pad(alpha.float(), (0, 0, 0, count - len(alpha))) for alpha in alphas)  # [R, P]
             loss = loss + self.config.attention_penalty * (1 - seen).square().mean()
         return loss
+
+    def word_log_probs(
+        self,
+        encoder_outputs: CaptionerEncoderOutput,
+        labels: torch.LongTensor,
+        image_index: torch.LongTensor | None = None,
+        barred: Sequence[int] = (),
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probability of every real word of captions, with gradients; for learning from samples.
+
+        Args:
+            encoder_outputs, labels, image_index: as in `forward`.
+            barred: ids that have probability 0; the rest share it, as when `generate` suppresses them.
+
+        Returns:
+            Log-probabilities [M] in no particular order and the caption row of each [M].
+        """
+        deep, targets, captions, _ = self.packed(encoder_outputs, self.shift_right(labels), labels, image_index)
+        logits = self.vocabulary(deep).float()  # [M, V]
+        if barred:
+            logits = logits.index_fill(1, torch.tensor(list(barred), device=logits.device), -torch.inf)
+        return -nn.functional.cross_entropy(logits, targets, reduction="none"), captions
 
     def shift_right(self, labels: torch.LongTensor) -> torch.LongTensor:
         """Decoder input for `labels`: the start id in front, the last word dropped, padding for -100."""
