@@ -73,7 +73,7 @@ class Line(torch.nn.Module):
         return SimpleNamespace(loss=(self.w * x - y).square().mean())
 
 
-def run(tmp_path, name="run", batch=4, **options):
+def run(tmp_path, name="run", batch=4, resume=False, **options):
     data = [{"x": torch.tensor(float(i)), "y": torch.tensor(2.0 * i)} for i in range(1, 9)]
     model = Line()
     result = train(
@@ -82,6 +82,7 @@ def run(tmp_path, name="run", batch=4, **options):
         LoopOptions(str(tmp_path / name), learning_rate=0.1, log_every=1, **options),
         evaluate=lambda m: {"loss": float((m.w - 2).abs())},
         save=lambda m, folder: torch.save(m.w.detach(), folder / "w.pt"),
+        resume=resume,
     )
     return model, result
 

@@ -18,6 +18,7 @@ augmentation must be functions of (seed, epoch) only, which is what makes a resu
     last/            the newest weights, saved with `save` at every checkpoint
     checkpoints/     accelerator states to resume from (`step_00001000/`), the newest `keep_checkpoints` of them
     log.jsonl        one line per report: step, epoch, loss, learning rate, metrics, seconds
+    curves.png       the same as a picture, if matplotlib is installed (see `training.plot_curves`)
     progress.json    written last, so a checkpoint it names is complete
 """
 
@@ -27,10 +28,9 @@ import json
 import math
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +39,10 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from tqdm import tqdm
 
 from modeling.errors import RecipeError
+
+from .reports import RunReports, check_trackers
 
 
 def native_bf16() -> bool:
@@ -72,6 +73,7 @@ class LoopOptions:
         patience: Stop after this many evaluations without gain; 0 never.
         evaluate_at_start: Evaluate before the first step, so that `best` is never worse than the weights started from.
         max_minutes: Stop cleanly (checkpoint written) after this wall time of this process; 0 never.
+        trackers: Names of accelerate's trackers, e.g. `["tensorboard"]`, whose files go to `<output_dir>/trackers`.
     """
 
     output_dir: str
@@ -98,6 +100,7 @@ class LoopOptions:
     evaluate_at_start: bool = False
     max_minutes: float = 0.0
     seed: int = 0
+    trackers: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if self.schedule not in ("cosine", "linear", "constant"):
@@ -105,6 +108,7 @@ class LoopOptions:
         if self.mixed_precision not in ("no", "bf16", "fp16", "auto"):
             raise RecipeError(f"mixed_precision is no, bf16, fp16 or auto, not '{self.mixed_precision}'.")
         self.betas = tuple(self.betas)  # JSON gives a list
+        check_trackers(self.trackers)
 
     def resolved_precision(self) -> str:
         """`mixed_precision` with `auto` decided for this machine."""
@@ -174,8 +178,9 @@ def prepare_output_dir(path: str | Path, resume: bool) -> Path:
     if not resume and any((path / name).exists() for name in ("progress.json", "best")):
         raise RecipeError(f"{path} holds another run: add --resume to go on with it, or choose another output_dir.")
     path.mkdir(parents=True, exist_ok=True)
-    if not resume:
-        (path / "log.jsonl").unlink(missing_ok=True)  # of a run that ended before its first checkpoint
+    if not resume and (path / "log.jsonl").exists():  # of a run that ended before its first checkpoint
+        (path / "log.jsonl").unlink()
+        shutil.rmtree(path / "trackers", ignore_errors=True)
     return path
 
 
@@ -209,6 +214,8 @@ class Trainer:
         self.accelerator = Accelerator(
             mixed_precision=options.resolved_precision(),
             gradient_accumulation_steps=options.gradient_accumulation_steps,
+            log_with=options.trackers or None,
+            project_dir=self.output / "trackers",
         )
         self.sampler = getattr(loader, "batch_sampler", None)
         optimizer = torch.optim.AdamW(
@@ -225,6 +232,7 @@ class Trainer:
             inner = self.accelerator.unwrap_model(self.model)
             self.average = AveragedModel(inner, multi_avg_fn=get_ema_multi_avg_fn(options.ema_decay))
             self.accelerator.register_for_checkpointing(self.average)
+        self.reports = RunReports(self.accelerator, self.output, self.total)
         self.started = time.monotonic()
         self.seconds_before = 0.0
 
@@ -232,16 +240,6 @@ class Trainer:
     def weights(self) -> nn.Module:
         """The averaged model if there is one, else the trained model."""
         return self.average.module if self.average is not None else self.accelerator.unwrap_model(self.model)
-
-    # -- reports ---------------------------------------------------------------------------------------------------
-    def log(self, record: dict[str, Any]) -> None:
-        if not self.accelerator.is_main_process:
-            return
-        self.output.mkdir(parents=True, exist_ok=True)
-        with (self.output / "log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-        text = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in record.items())
-        tqdm.write(text, file=sys.stderr)
 
     # -- checkpoints -----------------------------------------------------------------------------------------------
     def checkpoint(self) -> None:
@@ -256,6 +254,7 @@ class Trainer:
             os.replace(temporary, record)
             for old in sorted(folder.parent.glob("step_*"))[: -self.options.keep_checkpoints]:
                 shutil.rmtree(old, ignore_errors=True)
+            self.reports.draw()
         self.accelerator.wait_for_everyone()
 
     def resume(self) -> None:
@@ -278,7 +277,8 @@ class Trainer:
         with torch.random.fork_rng(), torch.no_grad(), self.accelerator.autocast():
             metrics = {k: float(v) for k, v in self.evaluate(model).items()}
         model.train(was_training)
-        self.log({"step": self.progress.step, **metrics, "evaluation_s": time.monotonic() - started})
+        seconds = time.monotonic() - started
+        self.reports.log("evaluation", {"step": self.progress.step, **metrics, "evaluation_s": seconds})
         if self.options.metric not in metrics:
             raise RecipeError(f"metric '{self.options.metric}' is not evaluated; choose from {', '.join(metrics)}.")
         value, best = metrics[self.options.metric], self.progress.best_metric
@@ -316,12 +316,7 @@ class Trainer:
 
     def run(self) -> TrainResult:
         options, progress = self.options, self.progress
-        bar = tqdm(
-            total=self.total,
-            initial=progress.step,
-            disable=not self.accelerator.is_main_process or not sys.stderr.isatty(),
-            unit="step",
-        )
+        self.reports.start(options, progress.step)
         self.model.train()
         running, report = torch.zeros((), device=self.accelerator.device), {}
         if options.evaluate_at_start and progress.step == 0:
@@ -350,7 +345,7 @@ class Trainer:
                 if not self.accelerator.sync_gradients:
                     continue
                 progress.step += 1
-                bar.update()
+                self.reports.bar.update()
                 if self.average is not None:
                     self.average.update_parameters(self.accelerator.unwrap_model(self.model))
                 if progress.step % options.log_every == 0:
@@ -363,9 +358,10 @@ class Trainer:
                     seconds = (time.monotonic() - last_log) / options.log_every
                     rate = self.optimizer.param_groups[0]["lr"]
                     more = {k: self.accelerator.reduce(v / micro_steps, "mean").item() for k, v in report.items()}
-                    self.log(
+                    self.reports.log(
+                        "train",
                         {"step": progress.step, "epoch": progress.epoch, "loss": mean, "grad_norm": float(norm)}
-                        | {**more, "learning_rate": rate, "s_per_step": round(seconds, 4)}
+                        | {**more, "learning_rate": rate, "s_per_step": round(seconds, 4)},
                     )
                     running.zero_()
                     report.clear()
@@ -382,7 +378,7 @@ class Trainer:
             else:
                 progress.epoch += 1
                 progress.batches_done = 0
-        bar.close()
+        self.reports.close()
         return TrainResult(progress.step, progress.best_metric, progress.best_step, reason)
 
 
