@@ -120,18 +120,18 @@ class CaptionExamples(torch.utils.data.Dataset):
         self.captions_per_image = captions_per_image
         self.rows: list[tuple[FeatureCache, int]] = []
         self.labels: list[list[list[int]]] = []
-        self.sided: list[list[bool]] = []
+        self.sided: list[bool] = []
+        self.captions: list[list[str]] = []  # all of a photograph's, normalised
         for split, cache in zip(splits, caches, strict=True):
             for row, captions in enumerate(split.captions):
                 texts = [text for text in map(normalise_caption, captions) if text]
                 ids = tokenizer(texts).input_ids if texts else []
-                kept = [
-                    (i[1:], bool(_SIDES.search(t))) for i, t in zip(ids, texts, strict=True) if len(i) <= max_words + 2
-                ]
+                kept = [i[1:] for i in ids if len(i) <= max_words + 2]
                 if cache.usable[row] and kept:
                     self.rows.append((cache, row))
-                    self.labels.append([label for label, _ in kept])
-                    self.sided.append([sided for _, sided in kept])
+                    self.labels.append(kept)
+                    self.sided.append(any(_SIDES.search(text) for text in texts))
+                    self.captions.append(texts)
         if not self.rows:
             raise DataError("No photograph with a usable caption is left: check the columns and max_words.")
 
@@ -147,8 +147,8 @@ class CaptionExamples(torch.utils.data.Dataset):
         cache, row = self.rows[index]
         rng = np.random.default_rng((seed, index))
         chosen = rng.permutation(len(self.labels[index]))[: self.captions_per_image]
-        # mirrored, what was left is right: such captions see the photograph as it is
-        can_mirror = cache.features.shape[1] > 1 and not any(self.sided[index][i] for i in chosen)
+        # mirrored, what was left is right: a photograph with such captions is seen as it is
+        can_mirror = cache.features.shape[1] > 1 and not self.sided[index]
         view = int(rng.integers(2)) if can_mirror else 0
         return cache.get(row, view), [self.labels[index][i] for i in chosen]
 

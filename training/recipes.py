@@ -67,7 +67,8 @@ def from_dict(cls: type[Recipe], raw: dict[str, Any], where: str) -> Recipe:
     for name, field in fields.items():
         nested = _nested_dataclass(cls, name)
         if name in raw:
-            values[name] = from_dict(nested, raw[name], f"{where}: {name}") if nested else raw[name]
+            absent = raw[name] is None and field.default is None
+            values[name] = from_dict(nested, raw[name], f"{where}: {name}") if nested and not absent else raw[name]
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise RecipeError(f"{where}: the key '{name}' is missing.")
     return cls(**values)
@@ -77,7 +78,10 @@ def _nested_dataclass(cls: type, name: str) -> type | None:
     import typing
 
     hint = typing.get_type_hints(cls).get(name)
-    return hint if isinstance(hint, type) and dataclasses.is_dataclass(hint) else None
+    for one in (hint, *typing.get_args(hint)):  # a section may be optional: `Section | None`
+        if isinstance(one, type) and dataclasses.is_dataclass(one):
+            return one
+    return None
 
 
 def dataset_location(name: str) -> str:

