@@ -21,13 +21,15 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import AutoTokenizer
 
 from modeling.configuration_skip_thoughts import PictaleSkipThoughtsConfig
-from modeling.errors import DataError, PictaleError
+from modeling.adaptive_vocabulary import AdaptiveVocabulary
+from modeling.errors import DataError, PictaleError, RecipeError
 from modeling.modeling_skip_thoughts import PictaleSkipThoughtsForPreTraining
 from modeling.tokenization import BOS_ID, EOS_ID, build_word_tokenizer
 
 from .data_text import Corpus, LengthBatches, TextSource, TokenStore, load_corpus, pad_ids, tokenize_corpus
 from .loop import LoopOptions, prepare_output_dir, train
 from .recipes import from_dict, read_recipe, recipe_parser
+from .word_vectors import read_word_vectors
 
 
 @dataclass
@@ -54,11 +56,18 @@ class TextData:
 
 @dataclass
 class SkipThoughtsRecipe:
-    """Sections of the recipe; `model` has the sizes of `PictaleSkipThoughtsConfig`."""
+    """A skip-thoughts recipe.
+
+    Args:
+        data, training: The sections.
+        model: The sizes of `PictaleSkipThoughtsConfig`; the vocabulary size comes from the data.
+        word_vectors: File the word vectors start from (`training.word_vectors`); None: random.
+    """
 
     data: TextData
     training: LoopOptions
     model: dict[str, Any] = field(default_factory=dict)
+    word_vectors: str | None = None
 
 
 class SentenceTriples(Dataset):
@@ -106,6 +115,35 @@ def prepare_tokenizer(
     return tokenizer
 
 
+@torch.no_grad()
+def start_from_word_vectors(words: AdaptiveVocabulary, vectors: np.ndarray, found: np.ndarray) -> None:
+    """Write known word vectors into the first dimensions of the table, frequent and rare words in the same space.
+
+    Args:
+        words: The model's table, at its random start; rows without a vector stay as they are.
+        vectors: float32 [V, d], `found` bool [V]; scaled here to twice the root mean square of the random start.
+
+    Raises:
+        RecipeError: the table is narrower than the vectors.
+    """
+    width = words.tail.weight.size(1) if words.has_tail else words.embedding_size
+    if vectors.shape[1] > width:
+        raise RecipeError(
+            f"The word vectors have {vectors.shape[1]} numbers, but a word of the model has only {width}: raise "
+            "model.embedding_size or lower model.adaptive_tail_factor."
+        )
+    start = words.head.weight.std().item()
+    scaled = torch.from_numpy(vectors) * (2 * start / np.sqrt((vectors[found] ** 2).mean()))
+    known, size = torch.from_numpy(found), vectors.shape[1]
+    head = torch.zeros_like(known)
+    head[: words.cutoff] = known[: words.cutoff]
+    words.head.weight[head[: words.cutoff], :size] = scaled[head]
+    if words.has_tail:
+        tail = known[words.cutoff :]
+        words.tail.weight[tail, :size] = scaled[words.cutoff :][tail]
+        words.tail_projection.weight.copy_(torch.eye(*words.tail_projection.weight.shape))
+
+
 def make_evaluate(loader: DataLoader, corpus: Corpus, tokenizer: Any) -> Any:
     """Held-out loss and perplexity of both decoders; prints nearest neighbours of a few sentences."""
     rng = np.random.default_rng(0)
@@ -113,17 +151,19 @@ def make_evaluate(loader: DataLoader, corpus: Corpus, tokenizer: Any) -> Any:
     queries = ["a dog runs on the beach.", "she looked at him with tears in her eyes.", "the door opened slowly."]
 
     def evaluate(model: nn.Module) -> dict[str, float]:
-        totals = np.zeros(2)
+        totals = np.zeros(3)
         for batch in loader:
             output = model(**{k: v.to(model.device) for k, v in batch.items()})
-            totals += [float(output.previous_loss), float(output.next_loss)]
-        before, after = totals / len(loader)
+            contrastive = 0.0 if output.contrastive_loss is None else float(output.contrastive_loss)
+            totals += [float(output.previous_loss), float(output.next_loss), contrastive]
+        before, after, contrastive = totals / len(loader)
         vectors = model.encoder.encode(pool, tokenizer)
         for query, vector in zip(queries, model.encoder.encode(queries, tokenizer), strict=True):
             nearest = np.argsort(-(vectors @ vector))[:3]
             print(f"  {query} -> " + " | ".join(pool[i][:70] for i in nearest), file=sys.stderr)
         return {
-            "loss": (before + after) / 2,
+            "loss": (before + after) / 2 + model.config.contrastive_weight * contrastive,
+            "contrastive_loss": contrastive,
             "previous_perplexity": float(np.exp(before)),
             "next_perplexity": float(np.exp(after)),
         }
@@ -141,6 +181,11 @@ def run(recipe: SkipThoughtsRecipe, resume: bool = False) -> Any:
     config = PictaleSkipThoughtsConfig(vocab_size=len(tokenizer), max_tokens=recipe.data.max_length, **recipe.model)
     torch.manual_seed(recipe.training.seed)
     model = PictaleSkipThoughtsForPreTraining(config)
+    if recipe.word_vectors:
+        names = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+        vectors, found = read_word_vectors(recipe.word_vectors, set(names)).matrix_for(names)
+        start_from_word_vectors(model.encoder.words, vectors, found)
+        print(f"{found.sum():,} of {len(names):,} words start from {recipe.word_vectors}", file=sys.stderr)
 
     triples = SentenceTriples(store, corpus.runs(held_out=False), recipe.data.max_length)
     held = SentenceTriples(store, corpus.runs(held_out=True), recipe.data.max_length)
