@@ -7,7 +7,8 @@ Kiros et al., "Skip-Thought Vectors", NIPS 2015, arXiv:1506.06726; reference cod
     loss = -log p(previous sentence | thought) - log p(next sentence | thought)
 
 An encoder "bi" reads the sentence in both directions, D/2 numbers each; "combine" is a "uni" of D/2 beside a "bi" of
-D/2. Optionally the thought must also tell the next sentence from the others of the batch (quick thoughts, Logeswaran and
+D/2. Optionally the thought must also tell the next sentence from the others of the batch (quick thoughts, Logeswaran
+and
 Lee, arXiv:1803.02893), which teaches meaning at a fraction of the cost of writing the sentence:
     loss += w * cross entropy(cos(P thought, Q thought') / temperature), thought' of the next sentences
 

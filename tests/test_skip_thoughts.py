@@ -5,8 +5,11 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from modeling import PictaleSkipThoughtsEncoder, PictaleSkipThoughtsForPreTraining
+from modeling import PictaleSkipThoughtsConfig, PictaleSkipThoughtsEncoder, PictaleSkipThoughtsForPreTraining
+from modeling.configuration_skip_thoughts import ENCODER_TYPES
+from modeling.errors import ModelFolderError, RecipeError
 from tests.tiny import tiny_encoder, tiny_tokenizer
+from training.train_skip_thoughts import start_from_word_vectors
 
 SENTENCES = [
     "the dog runs on the beach.",
@@ -17,15 +20,42 @@ SENTENCES = [
 ]
 
 
-def test_padding_changes_nothing():
-    encoder = tiny_encoder()
+@pytest.mark.parametrize("kind", ENCODER_TYPES)
+def test_padding_changes_nothing(kind):
+    encoder = tiny_encoder(encoder_type=kind)
     ids = torch.tensor([[1, 7, 8, 2]])
     padded = torch.nn.functional.pad(ids, (0, 5))
     torch.testing.assert_close(encoder(ids).thought, encoder(padded).thought, rtol=0, atol=1e-6)
 
 
-def test_batch_equals_singles_in_the_callers_order():
-    encoder, tokenizer = tiny_encoder(), tiny_tokenizer()
+@pytest.mark.parametrize("kind", ENCODER_TYPES)
+def test_thought_is_the_last_state_of_each_direction(kind):
+    encoder = tiny_encoder(encoder_type=kind)
+    ids, mixed = torch.tensor([[1, 7, 8, 9, 2]]), torch.tensor([[1, 7, 8, 9, 2], [1, 5, 2, 0, 0]])
+    with torch.no_grad():
+        words = encoder.words.embed(ids)
+        expected = [encoder.gru(words)[1][0]]
+        if kind == "combine":
+            expected.append(encoder.second_gru(words)[1][0])
+        if kind != "uni":
+            expected.append(encoder.reverse_gru(words.flip(1))[1][0])
+        output = encoder(mixed)
+    torch.testing.assert_close(output.thought[:1], torch.cat(expected, -1))
+    assert output.last_hidden_state.shape == (2, 5, 24)
+    if kind == "bi":  # the state of a word has read what follows it, backwards
+        torch.testing.assert_close(output.last_hidden_state[:1, 0, 12:], expected[1])
+
+
+def test_width_that_does_not_divide_is_refused():
+    with pytest.raises(ModelFolderError, match="divide by 4"):
+        PictaleSkipThoughtsConfig(encoder_type="combine", hidden_size=30)
+    with pytest.raises(ModelFolderError, match="uni, bi, combine"):
+        PictaleSkipThoughtsConfig(encoder_type="both")
+
+
+@pytest.mark.parametrize("kind", ENCODER_TYPES)
+def test_batch_equals_singles_in_the_callers_order(kind):
+    encoder, tokenizer = tiny_encoder(encoder_type=kind), tiny_tokenizer()
     together = encoder.encode(SENTENCES, tokenizer, batch_size=2)
     alone = np.concatenate([encoder.encode([s], tokenizer) for s in SENTENCES])
     assert together.dtype == np.float32 and together.shape == (len(SENTENCES), 24)
@@ -48,8 +78,9 @@ def test_encode_leaves_the_mode_as_it_was():
     assert encoder.training
 
 
-def test_save_and_load_give_the_same_vectors(tmp_path):
-    encoder, tokenizer = tiny_encoder(), tiny_tokenizer()
+@pytest.mark.parametrize("kind", ENCODER_TYPES)
+def test_save_and_load_give_the_same_vectors(tmp_path, kind):
+    encoder, tokenizer = tiny_encoder(encoder_type=kind), tiny_tokenizer()
     encoder.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     expected = encoder.encode(SENTENCES, tokenizer)
@@ -91,3 +122,52 @@ def test_pretraining_model_survives_saving(tmp_path):
     again = PictaleSkipThoughtsForPreTraining.from_pretrained(tmp_path).eval()
     ids = torch.tensor([[1, 5, 6, 2]])
     torch.testing.assert_close(again(ids, ids, ids).loss, model(ids, ids, ids).loss, rtol=0, atol=0)
+
+
+def test_contrastive_loss_equals_a_loop_and_spares_equal_sentences():
+    model = PictaleSkipThoughtsForPreTraining(tiny_encoder(contrastive_weight=1.0, contrastive_size=8).config).eval()
+    torch.manual_seed(1)
+    thoughts, following = torch.randn(4, 24), torch.randn(4, 24)
+    ids = torch.tensor([[1, 5, 2], [1, 6, 2], [1, 5, 2], [1, 7, 2]])  # rows 0 and 2 are followed by the same words
+    losses = []
+    for i in range(4):
+        scores = [
+            torch.cosine_similarity(model.query(thoughts[i]), model.candidate(following[j]), dim=0) / 0.1
+            for j in range(4)
+            if j == i or not torch.equal(ids[i], ids[j])
+        ]
+        right = scores[[j for j in range(4) if j == i or not torch.equal(ids[i], ids[j])].index(i)]
+        losses.append(torch.stack(scores).logsumexp(0) - right)
+    torch.testing.assert_close(model.contrastive_loss(thoughts, following, ids), torch.stack(losses).mean())
+
+
+def test_contrastive_term_and_stride_enter_the_training_loss():
+    model = PictaleSkipThoughtsForPreTraining(tiny_encoder(contrastive_weight=0.5, decoder_stride=2).config).train()
+    ids = torch.tensor([[1, 5, 6, 2], [1, 7, 8, 2], [1, 9, 5, 2]])
+    model.config.dropout = 0.0
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    output = model(ids, ids.flip(0), ids.roll(1, 0))
+    parts = output.previous_loss + output.next_loss + 0.5 * output.contrastive_loss
+    torch.testing.assert_close(output.loss, parts)
+    seen = model.previous_decoder(output.thought[[0, 2]], ids.flip(0)[[0, 2]], model.encoder.words)
+    torch.testing.assert_close(output.previous_loss, seen)
+
+
+def test_word_vectors_fill_the_first_dimensions_of_frequent_and_rare_words():
+    encoder = tiny_encoder(adaptive_tail_factor=2)
+    words, before = encoder.words, encoder.words.embed(torch.arange(20)).clone()
+    rng = np.random.default_rng(0)
+    vectors, found = rng.normal(0, 3, (words.vocab_size, 8)).astype(np.float32), np.ones(words.vocab_size, bool)
+    found[[5, 14]] = False
+    start_from_word_vectors(words, vectors, found)
+    table = words.embed(torch.arange(words.vocab_size)).detach()
+    known = [i for i in range(4, words.vocab_size) if found[i]]
+    torch.testing.assert_close(
+        torch.nn.functional.normalize(table[known, :8], dim=-1),
+        torch.nn.functional.normalize(torch.from_numpy(vectors[known]), dim=-1),
+    )
+    torch.testing.assert_close(table[5], before[5], rtol=0, atol=0)
+    with pytest.raises(RecipeError, match="raise model.embedding_size"):
+        start_from_word_vectors(words, np.zeros((words.vocab_size, 9), np.float32), found)

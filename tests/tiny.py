@@ -32,10 +32,15 @@ def tiny_tokenizer():
     return build_word_tokenizer([" ".join(WORDS)])
 
 
-def tiny_encoder(seed: int = 0) -> PictaleSkipThoughtsEncoder:
+def tiny_encoder(seed: int = 0, **settings) -> PictaleSkipThoughtsEncoder:
     torch.manual_seed(seed)
     config = PictaleSkipThoughtsConfig(
-        vocab_size=len(tiny_tokenizer()), embedding_size=16, adaptive_cutoff=12, hidden_size=24, initializer_range=0.5
+        vocab_size=len(tiny_tokenizer()),
+        embedding_size=16,
+        adaptive_cutoff=12,
+        hidden_size=24,
+        initializer_range=0.5,
+        **settings,
     )
     return PictaleSkipThoughtsEncoder(config).eval()
 

@@ -20,8 +20,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import AutoTokenizer
 
-from modeling.configuration_skip_thoughts import PictaleSkipThoughtsConfig
 from modeling.adaptive_vocabulary import AdaptiveVocabulary
+from modeling.configuration_skip_thoughts import PictaleSkipThoughtsConfig
 from modeling.errors import DataError, PictaleError, RecipeError
 from modeling.modeling_skip_thoughts import PictaleSkipThoughtsForPreTraining
 from modeling.tokenization import BOS_ID, EOS_ID, build_word_tokenizer

@@ -6,6 +6,12 @@ Kiros et al., "Skip-Thought Vectors", NIPS 2015, arXiv:1506.06726; reference cod
     s_t = GRU([E y_(t-1) ; W_c thought], s_(t-1)),  s_0 = tanh(W_0 thought)     (one decoder per neighbour)
     loss = -log p(previous sentence | thought) - log p(next sentence | thought)
 
+An encoder "bi" reads the sentence in both directions, D/2 numbers each; "combine" is a "uni" of D/2 beside a "bi" of
+D/2. Optionally the thought must also tell the next sentence from the others of the batch (quick thoughts, Logeswaran
+and
+Lee, arXiv:1803.02893), which teaches meaning at a fraction of the cost of writing the sentence:
+    loss += w * cross entropy(cos(P thought, Q thought') / temperature), thought' of the next sentences
+
 As in the paper, word vectors and output layer are shared by encoder and both decoders, and the thought is seen at every
 decoder step. Unlike it, the output layer is an adaptive softmax tied to the word vectors.
 
@@ -34,6 +40,7 @@ class SkipThoughtsOutput(ModelOutput):
     """Args:
     loss: Mean negative log-likelihood per target token of both decoders (pre-training model with targets).
     previous_loss, next_loss: The same, one decoder each.
+    contrastive_loss: Mean negative log-likelihood of the right next sentence among those of the batch.
     thought: Sentence vectors [B, D], not normalised.
     last_hidden_state: States of every token [B, T, D].
     """
@@ -41,6 +48,7 @@ class SkipThoughtsOutput(ModelOutput):
     loss: torch.Tensor | None = None
     previous_loss: torch.Tensor | None = None
     next_loss: torch.Tensor | None = None
+    contrastive_loss: torch.Tensor | None = None
     thought: torch.Tensor | None = None
     last_hidden_state: torch.Tensor | None = None
 
@@ -62,6 +70,21 @@ class PictaleSkipThoughtsPreTrainedModel(PreTrainedModel):
                 nn.init.zeros_(module.bias)
 
 
+def _direction_widths(config: PictaleSkipThoughtsConfig) -> dict[str, int]:
+    """Width of each GRU of the encoder type."""
+    half, quarter = config.hidden_size // 2, config.hidden_size // 4
+    return {
+        "uni": {"gru": config.hidden_size},
+        "bi": {"gru": half, "reverse_gru": half},
+        "combine": {"gru": half, "second_gru": quarter, "reverse_gru": quarter},
+    }[config.encoder_type]
+
+
+def _reorder(states: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    """Rows of `states` [B, T, X] along T in the order [B, T]."""
+    return states.gather(1, order.unsqueeze(-1).expand(-1, -1, states.size(-1)))
+
+
 class PictaleSkipThoughtsEncoder(PictaleSkipThoughtsPreTrainedModel):
     """The sentence encoder.
 
@@ -73,8 +96,15 @@ class PictaleSkipThoughtsEncoder(PictaleSkipThoughtsPreTrainedModel):
 
     def __init__(self, config: PictaleSkipThoughtsConfig) -> None:
         super().__init__(config)
-        self.words = AdaptiveVocabulary(config.vocab_size, config.embedding_size, config.adaptive_cutoff)
-        self.gru = nn.GRU(config.embedding_size, config.hidden_size, batch_first=True)
+        self.words = AdaptiveVocabulary(
+            config.vocab_size, config.embedding_size, config.adaptive_cutoff, config.adaptive_tail_factor
+        )
+        widths = _direction_widths(config)
+        self.gru = nn.GRU(config.embedding_size, widths["gru"], batch_first=True)
+        if "second_gru" in widths:  # the forward half of the bi part of "combine"
+            self.second_gru = nn.GRU(config.embedding_size, widths["second_gru"], batch_first=True)
+        if "reverse_gru" in widths:
+            self.reverse_gru = nn.GRU(config.embedding_size, widths["reverse_gru"], batch_first=True)
         self.dropout = nn.Dropout(config.dropout)
         self._tokenizer: Any = None
         self.post_init()
@@ -94,11 +124,19 @@ class PictaleSkipThoughtsEncoder(PictaleSkipThoughtsPreTrainedModel):
         if attention_mask is None:
             attention_mask = input_ids.ne(self.config.pad_token_id)
         lengths = attention_mask.long().sum(1).clamp_min(1)  # [B]
-        states, _ = self.gru(self.dropout(self.words.embed(input_ids)))  # [B, T, D]
+        embedded = self.dropout(self.words.embed(input_ids))  # [B, T, E]
+        forward = [self.gru, *([self.second_gru] if hasattr(self, "second_gru") else [])]
+        states = [gru(embedded)[0] for gru in forward]  # [B, T, D'] each
         # Right padding comes after the last word, so a forward GRU's state there has never seen it.
-        last = (lengths - 1).view(-1, 1, 1).expand(-1, 1, states.size(-1))
-        thought = states.gather(1, last).squeeze(1)  # [B, D]
-        return SkipThoughtsOutput(thought=thought, last_hidden_state=states)
+        last = (lengths - 1).view(-1, 1, 1)
+        ends = [s.gather(1, last.expand(-1, 1, s.size(-1))).squeeze(1) for s in states]
+        if hasattr(self, "reverse_gru"):
+            steps = torch.arange(input_ids.size(1), device=input_ids.device)
+            turned = torch.where(steps < lengths.unsqueeze(1), lengths.unsqueeze(1) - 1 - steps, steps)  # [B, T]
+            backward, _ = self.reverse_gru(_reorder(embedded, turned))  # words turned round, padding left in place
+            ends.append(backward.gather(1, last.expand(-1, 1, backward.size(-1))).squeeze(1))
+            states.append(_reorder(backward, turned))
+        return SkipThoughtsOutput(thought=torch.cat(ends, -1), last_hidden_state=torch.cat(states, -1))  # [B, (T,) D]
 
     @torch.no_grad()
     def encode(
@@ -193,6 +231,9 @@ class PictaleSkipThoughtsForPreTraining(PictaleSkipThoughtsPreTrainedModel):
         self.encoder = PictaleSkipThoughtsEncoder(config)
         self.previous_decoder = NeighbourDecoder(config)
         self.next_decoder = NeighbourDecoder(config)
+        if config.contrastive_weight:
+            self.query = nn.Linear(config.hidden_size, config.contrastive_size)
+            self.candidate = nn.Linear(config.hidden_size, config.contrastive_size)
         self.post_init()
 
     def forward(
@@ -205,12 +246,31 @@ class PictaleSkipThoughtsForPreTraining(PictaleSkipThoughtsPreTrainedModel):
     ) -> SkipThoughtsOutput:
         """All ids are `<s> ... </s>` padded on the right: input [B, T], previous [B, U], next [B, W]."""
         output = self.encoder(input_ids, attention_mask)
-        if previous_ids is not None and next_ids is not None:
-            words = self.encoder.words
-            output.previous_loss = self.previous_decoder(output.thought, previous_ids, words)
-            output.next_loss = self.next_decoder(output.thought, next_ids, words)
-            output.loss = output.previous_loss + output.next_loss
+        if previous_ids is None or next_ids is None:
+            return output
+        every = self.config.decoder_stride if self.training else 1
+        thought, words = output.thought[::every], self.encoder.words
+        output.previous_loss = self.previous_decoder(thought, previous_ids[::every], words)
+        output.next_loss = self.next_decoder(thought, next_ids[::every], words)
+        output.loss = output.previous_loss + output.next_loss
+        if self.config.contrastive_weight:
+            output.contrastive_loss = self.contrastive_loss(output.thought, self.encoder(next_ids).thought, next_ids)
+            output.loss = output.loss + self.config.contrastive_weight * output.contrastive_loss
         return output
+
+    def contrastive_loss(self, thought: torch.Tensor, following: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        """Thoughts [B, D] of sentences and of their next sentences `ids` [B, W] -> mean loss.
+
+        Two rows with the same next sentence ("Yes.") are not each other's negatives.
+        """
+        query = nn.functional.normalize(self.query(thought).float(), dim=-1)
+        candidate = nn.functional.normalize(self.candidate(following).float(), dim=-1)
+        scores = query @ candidate.t() / self.config.contrastive_temperature  # [B, B]
+        same = (ids.unsqueeze(0) == ids.unsqueeze(1)).all(-1)
+        same.fill_diagonal_(False)
+        return nn.functional.cross_entropy(
+            scores.masked_fill(same, float("-inf")), torch.arange(len(ids), device=ids.device)
+        )
 
 
 PictaleSkipThoughtsEncoder.register_for_auto_class("AutoModel")
