@@ -8,8 +8,7 @@ Kiros et al., "Skip-Thought Vectors", NIPS 2015, arXiv:1506.06726; reference cod
 
 An encoder "bi" reads the sentence in both directions, D/2 numbers each; "combine" is a "uni" of D/2 beside a "bi" of
 D/2. Optionally the thought must also tell the next sentence from the others of the batch (quick thoughts, Logeswaran
-and
-Lee, arXiv:1803.02893), which teaches meaning at a fraction of the cost of writing the sentence:
+and Lee, arXiv:1803.02893), which teaches meaning at a fraction of the cost of writing the sentence:
     loss += w * cross entropy(cos(P thought, Q thought') / temperature), thought' of the next sentences
 
 As in the paper, word vectors and output layer are shared by encoder and both decoders, and the thought is seen at every
