@@ -1,16 +1,13 @@
-"""Photographs with captions: reading data sets, cleaning captions, batches for the captioner.
+"""Photographs with captions for the captioner: cleaning captions, the vocabulary, batches.
 
-A data set is a folder of parquet files or a Hub id, whatever `datasets.load_dataset` takes, with the columns
-    image (encoded photograph), image_id (str), captions (list of str).
-Several may be mixed. A batch holds photographs, each with several of its captions, so that a photograph is looked at
-once for all of them.
+Data sets are read by `training.caption_sources`; several may be mixed. A batch holds photographs, each with several of
+its captions, so that a photograph is looked at once for all of them.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,63 +17,20 @@ from modeling.errors import DataError
 from modeling.modeling_captioner import IGNORE_INDEX
 from modeling.tokenization import build_word_tokenizer, count_words
 
+from .caption_sources import CaptionSplit, read_split
 from .feature_cache import FeatureCache
-from .recipes import dataset_location
 
-COLUMNS = ("image", "image_id", "captions")
+__all__ = [
+    "CaptionExamples",
+    "CaptionSplit",
+    "EpochBatches",
+    "build_tokenizer",
+    "collate",
+    "normalise_caption",
+    "read_split",
+]
+
 _SIDES = re.compile(r"\b(?:left|right)\b")
-
-
-@dataclass(frozen=True)
-class CaptionSplit:
-    """One split of one data set: encoded photographs (None where missing), their ids and captions, in step."""
-
-    name: str
-    images: Sequence[bytes | None]
-    image_ids: list[str]
-    captions: list[list[str]]
-
-    def __len__(self) -> int:
-        return len(self.image_ids)
-
-
-def read_split(name: str, split: str, limit: int | None = None) -> CaptionSplit:
-    """Read one split; `name` is looked up as `training.recipes.dataset_location` says.
-
-    Raises:
-        DataError: the data set or the split does not exist, or a column is missing.
-    """
-    import datasets
-
-    try:
-        table = datasets.load_dataset(dataset_location(name), split=split)
-    except Exception as error:  # noqa: BLE001 - datasets raises its own, huggingface_hub's, pyarrow's and OSError for the same cause
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(
-            f"Cannot read split '{split}' of the data set '{name}' ({reason}). Give a folder of parquet files or a "
-            f"Hub id, or set PICTALE_DATA to the folder that holds '{name}'."
-        ) from None
-    missing = [column for column in COLUMNS if column not in table.column_names]
-    if missing:
-        raise DataError(f"The data set '{name}' has no column '{missing[0]}'; it needs {', '.join(COLUMNS)}.")
-    table = table.cast_column("image", datasets.Image(decode=False))
-    if limit is not None:
-        table = table.select(range(min(limit, len(table))))
-    images = [_encoded(image) for image in table["image"]]
-    captions = [[str(c) for c in (entry if isinstance(entry, list) else [entry]) if c] for entry in table["captions"]]
-    return CaptionSplit(f"{name} {split}", images, [str(i) for i in table["image_id"]], captions)
-
-
-def _encoded(image: dict | None) -> bytes | None:
-    if not image:
-        return None
-    if image["bytes"] is not None:
-        return image["bytes"]
-    try:
-        with open(image["path"], "rb") as file:
-            return file.read()
-    except OSError:
-        return None  # counted as broken by the feature cache
 
 
 def normalise_caption(text: str) -> str:

@@ -29,6 +29,8 @@ from tqdm import tqdm
 from modeling.errors import DataError, ImageError
 from modeling.images import load_image
 
+from .caption_sources import image_names, say_skipped
+
 TO_DO, DONE, BROKEN = 0, 1, 2
 FORMAT_VERSION = 2
 
@@ -119,7 +121,8 @@ def open_cache(
     encoder.train(was_training)
     broken = int((state == BROKEN).sum())
     if broken:
-        print(f"{label}: {broken} of {len(images)} images cannot be read and are skipped.", file=sys.stderr)
+        names = image_names(images, np.flatnonzero(np.array(state) == BROKEN))
+        say_skipped(f"{label}: {{}} of {len(images)} images cannot be read", names)
     if broken == len(images):
         raise DataError(f"{label}: none of the {len(images)} images can be read.")
     return FeatureCache(folder, np.load(folder / "features.npy", mmap_mode="r"), np.array(state) == DONE)

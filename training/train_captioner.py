@@ -51,7 +51,7 @@ class CaptionDataOptions:
     """The `data` section.
 
     Args:
-        train, validation: data sets, mixed; folders of parquet files or Hub ids.
+        train, validation: data sets, mixed; names or objects as `training.caption_sources` describes them.
         train_split, validation_split: the split read from each.
         cache_dir: where backbone features are kept.
         mirror: also learn from mirrored photographs, except for captions that say left or right.
@@ -63,8 +63,8 @@ class CaptionDataOptions:
         limit: read only this many photographs of each data set; None reads all.
     """
 
-    train: list[str]
-    validation: list[str]
+    train: list[str | dict[str, Any]]
+    validation: list[str | dict[str, Any]]
     train_split: str = "train"
     validation_split: str = "validation"
     cache_dir: str = "~/.cache/pictale/features"
