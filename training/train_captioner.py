@@ -2,7 +2,7 @@
 
     python -m training.train_captioner hub_configs/captioner-flickr8k/recipe.json
     python -m training.train_captioner hub_configs/captioner-flickr8k/recipe.json --resume
-    python -m training.train_captioner hub_configs/captioner-flickr8k/recipe-scst.json      (goes on from that run's best)
+    python -m training.train_captioner hub_configs/captioner-flickr8k/recipe-scst.json    (goes on from that run's best)
     python -m training.train_captioner hub_configs/tiny-captioner/recipe.json --set training.output_dir=/tmp/tiny
     accelerate launch -m training.train_captioner RECIPE.json     (processes as `accelerate config` says)
     ACCELERATE_USE_CPU=1 torchrun --nproc_per_node 2 -m training.train_captioner RECIPE.json     (no GPU)
