@@ -61,6 +61,10 @@ class AdaptiveVocabulary(nn.Module):
             nn.init.normal_(self.tail_gate.weight, std=scale)
             nn.init.zeros_(self.tail_gate.bias)
 
+    def tables(self) -> list[nn.Parameter]:
+        """The parameters that hold word vectors."""
+        return [self.head.weight, *([self.tail.weight, self.tail_projection.weight] if self.has_tail else [])]
+
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """ids [...] -> vectors [..., D]."""
         vectors = F.embedding(ids.clamp_max(self.cutoff - 1), self.head.weight)  # [..., D]
@@ -78,15 +82,20 @@ class AdaptiveVocabulary(nn.Module):
         small = F.linear(hidden, self.tail_projection.weight.t())  # [N, D/f], the same matrix as the input side
         return F.linear(small, self.tail.weight.to(small.dtype), self.tail_bias.to(small.dtype))  # [N, V - C]
 
-    def loss(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Negative log-likelihood of each target: hidden [N, D], targets [N] -> [N] (float32)."""
+    def loss(self, hidden: torch.Tensor, targets: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
+        """Negative log-likelihood of each target: hidden [N, D], targets [N] -> [N] (float32).
+
+        `label_smoothing` is the share of the target spread evenly, in the head and, for rare words, in the tail: over
+        all words it would cost the tail's softmax for every position.
+        """
         logits = self._head_logits(hidden).float()
-        nll = F.cross_entropy(logits, targets.clamp_max(self.cutoff), reduction="none")  # [N]
+        options = {"reduction": "none", "label_smoothing": label_smoothing}
+        nll = F.cross_entropy(logits, targets.clamp_max(self.cutoff), **options)  # [N]
         if self.has_tail:
+            # also where none is rare: every parameter keeps a gradient, as training in several processes needs
             rare = (targets >= self.cutoff).nonzero().squeeze(-1)  # [R]
-            if rare.numel():
-                tail = self._tail_logits(hidden[rare]).float()
-                nll = nll.index_add(0, rare, F.cross_entropy(tail, targets[rare] - self.cutoff, reduction="none"))
+            tail = self._tail_logits(hidden[rare]).float()
+            nll = nll.index_add(0, rare, F.cross_entropy(tail, targets[rare] - self.cutoff, **options))
         return nll
 
     def log_probs(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -1,18 +1,26 @@
-"""The attention captioner: Show, Attend and Tell (Xu et al., arXiv:1502.03044), soft attention.
+"""The attention captioner: Show, Attend and Tell (Xu et al., arXiv:1502.03044).
 
 Per step, with regions a_i, state h and last word y:
     e_i = score(a_i, h),  alpha = softmax(e)                        attention; "bahdanau": v . tanh(W_a a_i + W_q h)
                                                                     "dot": (W_a a_i) . (W_q h) / sqrt(A)
-    z = sigmoid(W_g h) * sum_i alpha_i a_i                          gated context
+                                                                    "multihead": "dot" in slices of the channels
+    z = sigmoid(W_g h) * sum_i alpha_i a_i                          gated context, soft attention
+    z = sigmoid(W_g h) * a_s,  s ~ alpha                            hard attention, while training
     h, c = LSTM([E y ; z], h, c)
     p(next) = softmax(E' W_o tanh(E y + L_h h + L_z z))             deep output, E' = E when tied
+    p(next) = softmax(E' W_o h)                                     plain output
 The attention looks at the state before the step, as in the paper and sgrvinod/a-PyTorch-Tutorial-to-Image-Captioning.
+
+Loss, over the M words of a batch of captions:
+    mean of -log p(word), smoothed
+    + attention_penalty * mean_i (1 - sum_t alpha_ti)^2                                     doubly stochastic attention
+    - mean of lambda_r (log p(caption) - b) log alpha_ts + lambda_e H(alpha_t)              hard attention, REINFORCE
 
 What is the same for all steps is computed once: the regions and W_a a_i once an image (also when several captions of
 one image are trained together), the word part of the LSTM input and the vocabulary layer once a sequence.
 
 Shapes: B images, R caption rows (R = B unless `image_index` says otherwise), T steps, M words in all rows, P regions,
-F backbone channels, C context, A attention, H hidden, E word vector, V vocabulary.
+F backbone channels, C context, A attention, H hidden, E word vector, W what the vocabulary layer reads, V vocabulary.
 """
 
 from __future__ import annotations
@@ -26,26 +34,14 @@ from transformers import GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
+from .adaptive_vocabulary import AdaptiveVocabulary
 from .backbones import build_backbone
+from .captioner_attention import DrawnRegions, MovingBaseline
+from .captioner_decoder import CaptionerDecoder, LSTMState, StateProjection
+from .captioner_scheduled_sampling import OwnWords, TrainingSteps, truth_probability
 from .configuration_captioner import PictaleCaptionerConfig
 
 IGNORE_INDEX = -100
-
-
-class LSTMState:
-    """State (h, c), each [R, H], in the place of a key-value cache; beam search reorders it in place."""
-
-    is_compileable = False  # generate() asks before it considers torch.compile
-
-    def __init__(self, h: torch.Tensor, c: torch.Tensor, seen: int = 0):
-        self.h, self.c, self.seen = h, c, seen
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self.seen
-
-    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        beam_idx = beam_idx.to(self.h.device)
-        self.h, self.c = self.h.index_select(0, beam_idx), self.c.index_select(0, beam_idx)
 
 
 @dataclass
@@ -135,113 +131,6 @@ class CaptionerEncoder(nn.Module):
         return CaptionerEncoderOutput(last_hidden_state=regions, attention_keys=self.keys(regions))
 
 
-class StateProjection(nn.Linear):
-    """All that is linear in the state, in one product: LSTM gates (4H), attention query (A), context gate (C)."""
-
-
-class AdditiveAttention(nn.Module):
-    """Scores v . tanh(key + query) (Bahdanau et al., arXiv:1409.0473)."""
-
-    def __init__(self, dim: int):
-        super().__init__()
-        self.energy = nn.Linear(dim, 1, bias=False)
-
-    def forward(self, query: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-        return self.energy(torch.tanh(keys + query.unsqueeze(1))).squeeze(-1)  # [R, A], [R, P, A] -> [R, P]
-
-
-class DotAttention(nn.Module):
-    """Scores key . query / sqrt(A) (Vaswani et al., arXiv:1706.03762), with less memory traffic."""
-
-    def __init__(self, dim: int):
-        super().__init__()
-        self.scale = dim**-0.5
-
-    def forward(self, query: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-        keys = keys.to(query.dtype)
-        return torch.bmm(keys, (self.scale * query).unsqueeze(2)).squeeze(2)  # [R, P, A] x [R, A, 1] -> [R, P]
-
-
-ATTENTIONS = {"bahdanau": AdditiveAttention, "dot": DotAttention}
-
-
-class CaptionerDecoder(nn.Module):
-    """Attention LSTM and deep output, without the vocabulary layer."""
-
-    def __init__(self, config: PictaleCaptionerConfig):
-        super().__init__()
-        hidden, context, embed = config.hidden_size, config.context_dim, config.embed_dim
-        self.gated = config.context_gate
-        self.splits = [4 * hidden, config.attention_dim] + ([context] if self.gated else [])
-        self.state_projection = StateProjection(hidden, sum(self.splits))
-        self.word_projection = nn.Linear(embed, 4 * hidden, bias=False)
-        self.context_projection = nn.Linear(context, 4 * hidden, bias=False)
-        self.attention = ATTENTIONS[config.attention_type](config.attention_dim)
-        self.initial = nn.Linear(context, 2 * hidden) if config.initial_state == "mean" else None
-        self.output_state = nn.Linear(hidden, embed)
-        self.output_context = nn.Linear(context, embed, bias=False)
-        self.output_projection = nn.Linear(embed, embed)
-        self.embed_dropout = nn.Dropout(config.embed_dropout)
-        self.output_dropout = nn.Dropout(config.output_dropout)
-
-    def initial_state(self, regions: torch.Tensor) -> LSTMState:
-        """First state [B, H] twice from regions [B, P, C]."""
-        if self.initial is None:
-            zeros = regions.new_zeros(regions.shape[0], self.output_state.in_features)
-            return LSTMState(zeros, zeros)
-        h, c = self.initial(regions.mean(1)).tanh().chunk(2, -1)  # 2 x [B, H]
-        return LSTMState(h, c.float())
-
-    def step(
-        self, words: torch.Tensor, regions: torch.Tensor, keys: torch.Tensor, h: torch.Tensor, c: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """One word.
-
-        Args:
-            words: projected word vectors [R, 4H]; regions [R, P, C]; keys [R, P, A]; h, c [R, H].
-
-        Returns:
-            h, c [R, H], context z [R, C] and attention alpha [R, P].
-        """
-        gates, query, *gate = self.state_projection(h).split(self.splits, -1)
-        alpha = self.attention(query, keys).softmax(-1)  # [R, P]
-        z = torch.bmm(alpha.to(regions.dtype).unsqueeze(1), regions).squeeze(1)  # [R, 1, P] x [R, P, C] -> [R, C]
-        if self.gated:
-            z = torch.sigmoid(gate[0]) * z
-        enter, forget, new, leave = (gates + words + self.context_projection(z)).chunk(4, -1)  # 4 x [R, H]
-        c = torch.sigmoid(forget) * c + torch.sigmoid(enter) * torch.tanh(new)
-        return torch.sigmoid(leave) * torch.tanh(c).to(leave.dtype), c, z, alpha
-
-    def forward(
-        self, embedded: torch.Tensor, regions: torch.Tensor, keys: torch.Tensor, state: LSTMState, rows: list[int]
-    ) -> tuple[torch.Tensor, LSTMState, list[torch.Tensor]]:
-        """Run over the words of captions sorted from the longest to the shortest.
-
-        Args:
-            embedded: word vectors, packed step by step [M, E]: the first word of every caption, then the second, ...
-            regions [R, P, C], keys [R, P, A], state: of the R captions.
-            rows: captions that still have a word at each of the T steps, sum(rows) = M.
-
-        Returns:
-            What the vocabulary layer reads [M, E], the state after the last word, attention T x [rows, P].
-        """
-        embedded = self.embed_dropout(embedded)
-        words = self.word_projection(embedded).split(rows)  # T x [rows, 4H]
-        regions = regions.to(words[0].dtype)
-        h, c, states, contexts, alphas = state.h, state.c, [], [], []
-        for n, word in zip(rows, words, strict=True):
-            if n < len(h):  # captions that ended; cutting the cut tensors again keeps the backward pass small
-                h, c, regions, keys = h[:n], c[:n], regions[:n], keys[:n]
-            h, c, z, alpha = self.step(word, regions, keys, h, c)
-            states.append(h)
-            contexts.append(z)
-            alphas.append(alpha)
-        h_all, z_all = torch.cat(states), torch.cat(contexts)  # [M, H], [M, C]
-        deep = torch.tanh(embedded + self.output_state(self.output_dropout(h_all)) + self.output_context(z_all))
-        deep = self.output_projection(self.output_dropout(deep))  # [M, E]
-        return deep, LSTMState(h, c, state.seen + len(rows)), alphas
-
-
 class PictaleCaptionerForConditionalGeneration(PreTrainedModel, GenerationMixin):
     """Captions for photographs, with an attention map for every word.
 
@@ -260,10 +149,25 @@ class PictaleCaptionerForConditionalGeneration(PreTrainedModel, GenerationMixin)
 
     def __init__(self, config: PictaleCaptionerConfig):
         super().__init__(config)
+        adaptive, size, padding = config.adaptive_cutoff, config.vocab_size, config.pad_token_id
         self.encoder = CaptionerEncoder(config)
-        self.embedding = nn.Embedding(config.vocab_size, config.embed_dim, padding_idx=config.pad_token_id)
+        if adaptive is None:
+            self.embedding = nn.Embedding(size, config.word_dim, padding_idx=padding)
+            tables = [self.embedding.weight]
+        else:
+            self.words = AdaptiveVocabulary(size, config.word_dim, adaptive, padding_idx=padding)
+            self._tied_weights_keys = {}  # its two sides are one module
+            tables = self.words.tables()
+        for table in tables:
+            table.requires_grad_(not config.freeze_embeddings)
         self.decoder = CaptionerDecoder(config)
-        self.vocabulary = nn.Linear(config.embed_dim, config.vocab_size)
+        if adaptive is None:
+            self.vocabulary = nn.Linear(config.output_dim, size)
+        self.expansion = None
+        if config.word_dim != config.embed_dim:
+            self.expansion = nn.Linear(config.word_dim, config.embed_dim, bias=False)
+        self.baseline = MovingBaseline() if config.attention_mode == "hard" else None
+        self.training_steps = TrainingSteps() if config.scheduled_sampling != "none" else None
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -281,8 +185,15 @@ class PictaleCaptionerForConditionalGeneration(PreTrainedModel, GenerationMixin)
                 init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             weight = torch.empty(module.weight.shape).uniform_(-0.1, 0.1)
-            weight[module.padding_idx] = 0
+            if module.padding_idx is not None:
+                weight[module.padding_idx] = 0
             init.copy_(module.weight, weight)
+        elif isinstance(module, AdaptiveVocabulary):
+            module.reset_parameters(0.1 / 3**0.5)  # as wide as the uniform one
+        elif isinstance(module, MovingBaseline):
+            init.zeros_(module.value)
+        elif isinstance(module, TrainingSteps):
+            init.zeros_(module.count)
         elif isinstance(module, nn.Conv2d):
             init.kaiming_normal_(
                 module.weight, nonlinearity="relu"
@@ -299,15 +210,18 @@ class PictaleCaptionerForConditionalGeneration(PreTrainedModel, GenerationMixin)
         return self.encoder
 
     def get_input_embeddings(self) -> nn.Embedding:
-        return self.embedding
+        return self.embedding if self.config.adaptive_cutoff is None else self.words.head
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
-        self.embedding = value
+        if self.config.adaptive_cutoff is None:
+            self.embedding = value
+        else:
+            self.words.head = value
 
-    def get_output_embeddings(self) -> nn.Linear:
-        return self.vocabulary
+    def get_output_embeddings(self) -> nn.Module | None:
+        return self.vocabulary if self.config.adaptive_cutoff is None else None
 
-    def set_output_embeddings(self, value: nn.Linear) -> None:
+    def set_output_embeddings(self, value: nn.Module) -> None:
         self.vocabulary = value
 
     @torch.no_grad()
@@ -323,6 +237,22 @@ class PictaleCaptionerForConditionalGeneration(PreTrainedModel, GenerationMixin)
         """Rows and columns of the region grid, h * w = P."""
         side = -(-self.config.image_size // self.encoder.backbone.stride)
         return side, side
+
+    def embed(self, ids: torch.LongTensor) -> torch.Tensor:
+        """Word vectors [..., E] of ids [...]."""
+        vectors = self.embedding(ids) if self.config.adaptive_cutoff is None else self.words.embed(ids)
+        return vectors if self.expansion is None else self.expansion(vectors)
+
+    def word_scores(self, deep: torch.Tensor) -> torch.Tensor:
+        """Scores of every word [..., V] whose softmax is its probability, from the decoder's output [..., W]."""
+        return self.vocabulary(deep) if self.config.adaptive_cutoff is None else self.words.log_probs(deep)
+
+    def word_losses(self, deep: torch.Tensor, targets: torch.LongTensor, label_smoothing: float = 0.0) -> torch.Tensor:
+        """-log p of each target [M] from the decoder's output [M, W] -> [M] (float32)."""
+        if self.config.adaptive_cutoff is not None:
+            return self.words.loss(deep, targets, label_smoothing)
+        logits = self.vocabulary(deep).float()  # [M, V]
+        return nn.functional.cross_entropy(logits, targets, label_smoothing=label_smoothing, reduction="none")
 
     def prepare_for_inference(self) -> PictaleCaptionerForConditionalGeneration:
         """Eval mode with a fused copy of the backbone, never saved, dropped by `.train()` and `.to()`."""
@@ -364,9 +294,9 @@ class PictaleCaptionerForConditionalGeneration(PreTrainedModel, GenerationMixin)
             return CaptionerOutput(loss=self.training_loss(encoder_outputs, decoder_input_ids, labels, image_index))
         state, regions, keys = self.expand(encoder_outputs, image_index, past_key_values)
         count, length = decoder_input_ids.shape
-        embedded = self.embedding(decoder_input_ids.t().flatten())  # [T * R, E]
+        embedded = self.embed(decoder_input_ids.t().flatten())  # [T * R, E]
         deep, state, alphas = self.decoder(embedded, regions, keys, state, [count] * length)
-        logits = self.vocabulary(deep).view(length, count, -1).transpose(0, 1)  # [T * R, V] -> [R, T, V]
+        logits = self.word_scores(deep).view(length, count, -1).transpose(0, 1)  # [T * R, V] -> [R, T, V]
         loss = None
         if labels is not None:
             loss = nn.functional.cross_entropy(
@@ -401,11 +331,13 @@ class PictaleCaptionerForConditionalGeneration(PreTrainedModel, GenerationMixin)
         decoder_input_ids: torch.LongTensor,
         labels: torch.LongTensor,
         image_index: torch.LongTensor | None,
+        look: DrawnRegions | None = None,
+        own_words: OwnWords | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[torch.Tensor]]:
         """The decoder over the real words of captions only: padding costs no work.
 
         Returns:
-            What the vocabulary layer reads [M, E], the words to predict [M], the caption row of each [M], and the
+            What the vocabulary layer reads [M, W], the words to predict [M], the caption row of each [M], and the
             attention of each step, T x [rows, P], captions sorted from the longest to the shortest.
         """
         lengths = (labels != IGNORE_INDEX).sum(1)
@@ -418,7 +350,7 @@ class PictaleCaptionerForConditionalGeneration(PreTrainedModel, GenerationMixin)
         words, targets = (
             torch.cat([ids[order[:n], t] for t, n in enumerate(rows)]) for ids in (decoder_input_ids, labels)
         )
-        deep, _, alphas = self.decoder(self.embedding(words), regions, keys, state, rows)
+        deep, _, alphas = self.decoder(self.embed(words), regions, keys, state, rows, look, own_words)
         return deep, targets, torch.cat([order[:n] for n in rows]), alphas
 
     def training_loss(
@@ -428,16 +360,54 @@ class PictaleCaptionerForConditionalGeneration(PreTrainedModel, GenerationMixin)
         labels: torch.LongTensor,
         image_index: torch.LongTensor | None,
     ) -> torch.Tensor:
-        """Label-smoothed cross entropy plus doubly stochastic penalty, over real words only."""
-        deep, targets, _, alphas = self.packed(encoder_outputs, decoder_input_ids, labels, image_index)
-        loss = nn.functional.cross_entropy(
-            self.vocabulary(deep).float(), targets, label_smoothing=self.config.label_smoothing
+        """The loss at the head of this file, over real words only."""
+        config, count = self.config, len(labels)
+        look = own_words = None
+        if self.baseline is not None:
+            look = DrawnRegions(count, config.hard_attention_expectation, labels.device)
+        if self.training_steps is not None:
+            truth = truth_probability(
+                config.scheduled_sampling,
+                self.training_steps.advance(),
+                config.scheduled_sampling_k,
+                config.scheduled_sampling_floor,
+            )
+            own_words = OwnWords(1 - truth, self.word_scores, self.embed)
+        deep, targets, captions, alphas = self.packed(
+            encoder_outputs, decoder_input_ids, labels, image_index, look, own_words
         )
-        if self.config.attention_penalty:
-            count = len(labels)
+        loss = self.word_losses(deep, targets, config.label_smoothing).mean()
+        if config.attention_penalty:
             seen = sum(nn.functional.pad(alpha.float(), (0, 0, 0, count - len(alpha))) for alpha in alphas)  # [R, P]
-            loss = loss + self.config.attention_penalty * (1 - seen).square().mean()
+            loss = loss + config.attention_penalty * (1 - seen).square().mean()
+        if look is not None:
+            loss = loss - self.hard_attention_gain(look, deep.detach(), targets, captions, count)
         return loss
+
+    def hard_attention_gain(
+        self,
+        look: DrawnRegions,
+        deep: torch.Tensor,
+        targets: torch.LongTensor,
+        captions: torch.LongTensor,
+        count: int,
+    ) -> torch.Tensor:
+        """The REINFORCE term and the entropy, a mean over words; moves the baseline on.
+
+        Args:
+            look: what was drawn for `count` captions; deep, targets, captions: as `packed` gives them, deep detached.
+        """
+        with torch.no_grad():
+            nll = self.word_losses(deep, targets)  # [M], not smoothed
+            words = nll.new_zeros(count).index_add(0, captions, torch.ones_like(nll))  # [R]
+            reward = nll.new_zeros(count).index_add(0, captions, -nll) / words.clamp_min(1)  # [R], log p per word
+            gain = (reward - self.baseline.value)[captions]  # [M]
+            drawn = captions[: len(look.log_probs[0])][look.drawn[: len(look.log_probs[0])]]  # captions that drew
+            if len(drawn):
+                self.baseline.update(reward[drawn].mean())
+        log_probs, entropies = torch.cat(look.log_probs), torch.cat(look.entropies)  # [M]
+        config = self.config
+        return (config.hard_attention_reward * gain * log_probs + config.hard_attention_entropy * entropies).mean()
 
     def word_log_probs(
         self,
@@ -456,7 +426,7 @@ class PictaleCaptionerForConditionalGeneration(PreTrainedModel, GenerationMixin)
             Log-probabilities [M] in no particular order and the caption row of each [M].
         """
         deep, targets, captions, _ = self.packed(encoder_outputs, self.shift_right(labels), labels, image_index)
-        logits = self.vocabulary(deep).float()  # [M, V]
+        logits = self.word_scores(deep).float()  # [M, V]
         if barred:
             logits = logits.index_fill(1, torch.tensor(list(barred), device=logits.device), -torch.inf)
         return -nn.functional.cross_entropy(logits, targets, reduction="none"), captions
