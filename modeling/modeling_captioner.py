@@ -84,21 +84,20 @@ class CaptionerEncoder(nn.Module):
         super().__init__()
         self.backbone = build_backbone(config.backbone, **config.backbone_options)
         self.frozen = config.freeze_backbone
-        self.backbone.requires_grad_(not self.frozen)
         self.dropout = nn.Dropout(config.region_dropout)
         self.projection = nn.Linear(self.backbone.channels, config.context_dim)
         self.norm = nn.LayerNorm(config.context_dim)
         self.keys = nn.Linear(config.context_dim, config.attention_dim, bias=False)
         self._fused: tuple[nn.Module, ...] = ()  # in a tuple, so that it is no submodule and is never saved
-        if self.frozen:
-            self.backbone.eval()
+        self.train()
 
     def train(self, mode: bool = True) -> CaptionerEncoder:
         super().train(mode)
         if mode:
             self._fused = ()
         if self.frozen:
-            self.backbone.eval()  # else BatchNorm statistics would drift
+            # eval: else BatchNorm statistics would drift; requires_grad: from_pretrained makes new parameters
+            self.backbone.eval().requires_grad_(False)
         return self
 
     def _apply(self, fn, recurse=True):
@@ -153,13 +152,9 @@ class PictaleCaptionerForConditionalGeneration(PreTrainedModel, GenerationMixin)
         self.encoder = CaptionerEncoder(config)
         if adaptive is None:
             self.embedding = nn.Embedding(size, config.word_dim, padding_idx=padding)
-            tables = [self.embedding.weight]
         else:
             self.words = AdaptiveVocabulary(size, config.word_dim, adaptive, padding_idx=padding)
             self._tied_weights_keys = {}  # its two sides are one module
-            tables = self.words.tables()
-        for table in tables:
-            table.requires_grad_(not config.freeze_embeddings)
         self.decoder = CaptionerDecoder(config)
         if adaptive is None:
             self.vocabulary = nn.Linear(config.output_dim, size)
@@ -168,7 +163,15 @@ class PictaleCaptionerForConditionalGeneration(PreTrainedModel, GenerationMixin)
             self.expansion = nn.Linear(config.word_dim, config.embed_dim, bias=False)
         self.baseline = MovingBaseline() if config.attention_mode == "hard" else None
         self.training_steps = TrainingSteps() if config.scheduled_sampling != "none" else None
+        self.train()
         self.post_init()
+
+    def train(self, mode: bool = True) -> PictaleCaptionerForConditionalGeneration:
+        super().train(mode)
+        if self.config.freeze_embeddings:  # here, since from_pretrained makes new parameters
+            for table in [self.embedding.weight] if self.config.adaptive_cutoff is None else self.words.tables():
+                table.requires_grad_(False)
+        return self
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, StateProjection):

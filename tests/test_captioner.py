@@ -15,30 +15,9 @@ from modeling.configuration_captioner import PictaleCaptionerConfig
 from modeling.errors import ModelFolderError
 from modeling.image_processing_captioner import PictaleImageProcessor
 from modeling.modeling_captioner import IGNORE_INDEX, PictaleCaptionerForConditionalGeneration
+from tests.captioners import NO_DROPOUT, STEPS, make_model, textbook_beam
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-TINY = {
-    "vocab_size": 23,
-    "backbone_options": {"width": 0.25, "depth": 0.3, "head_channels": 24},
-    "image_size": 64,
-    "embed_dim": 12,
-    "context_dim": 16,
-    "attention_dim": 10,
-    "hidden_size": 14,
-}
-STEPS = 9
-
-
-def make_model(**changes):
-    """A captioner whose random weights are sharp enough for beams to differ."""
-    torch.manual_seed(0)
-    model = PictaleCaptionerForConditionalGeneration(PictaleCaptionerConfig(**{**TINY, **changes})).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.startswith(("decoder.", "embedding.", "vocabulary.")) and parameter.dim() > 1:
-                parameter.normal_(0, 0.7)
-        model.vocabulary.bias[model.config.eos_token_id] += 1.0
-    return model
 
 
 @pytest.fixture(scope="module")
@@ -58,72 +37,10 @@ def pixels():
     return torch.randn(3, 3, 64, 64)
 
 
-def textbook_beam(model, features, beams, steps):
-    """Beam search for one photograph that scores every prefix anew; returns ids and mean log-probability."""
-    eos, live, done = model.config.eos_token_id, [([model.config.decoder_start_token_id], 0.0)], []
-    memory = model.encoder(region_features=features)
-    for step in range(steps):
-        candidates = []
-        for ids, score in live:
-            logits = model(encoder_outputs=memory, decoder_input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
-            candidates += [(ids + [t], score + v) for t, v in enumerate(logits.log_softmax(-1).tolist())]
-        candidates.sort(key=lambda pair: -pair[1])
-        live = []
-        for rank, (ids, score) in enumerate(candidates[: 2 * beams]):
-            if ids[-1] == eos or step == steps - 1:
-                if rank < beams:
-                    done.append((ids, score / (len(ids) - 1)))
-            elif len(live) < beams:
-                live.append((ids, score))
-        done = sorted(done, key=lambda pair: -pair[1])[:beams]
-    return done[0]
-
-
 # -- the equations -----------------------------------------------------------------------------------------------------
-@torch.no_grad()
-@pytest.mark.parametrize("gate", [True, False])
-@pytest.mark.parametrize("attention", ["bahdanau", "dot"])
-def test_step_is_the_papers_equations(features, gate, attention):
-    model = make_model(context_gate=gate, attention_type=attention)
-    memory = model.encoder(region_features=features)
-    regions = memory.last_hidden_state
-    decoder, hidden = model.decoder, model.config.hidden_size
-    state = decoder.initial_state(regions)
-    h, c, y = state.h, state.c, model.embedding(torch.tensor([4, 5, 6, 7, 8]))
-    linear = torch.nn.functional.linear
-    blocks = decoder.state_projection.weight.split(decoder.splits)
-    biases = decoder.state_projection.bias.split(decoder.splits)
-
-    keys, query = linear(regions, model.encoder.keys.weight), linear(h, blocks[1], biases[1])[:, None]
-    if attention == "bahdanau":
-        energy = torch.tanh(keys + query) @ decoder.attention.energy.weight[0]
-    else:
-        energy = (keys * query).sum(-1) / model.config.attention_dim**0.5
-    alpha = energy.softmax(1)
-    z = (alpha[:, :, None] * regions).sum(1)
-    if gate:
-        z = torch.sigmoid(linear(h, blocks[2], biases[2])) * z
-    cell = torch.nn.LSTMCell(model.config.embed_dim + model.config.context_dim, hidden)
-    cell.weight_ih.copy_(torch.cat([decoder.word_projection.weight, decoder.context_projection.weight], 1))
-    cell.weight_hh.copy_(blocks[0])
-    cell.bias_ih.copy_(biases[0])
-    cell.bias_hh.zero_()
-    h, c = cell(torch.cat([y, z], 1), (h, c))
-    deep = torch.tanh(y + decoder.output_state(h) + linear(z, decoder.output_context.weight))
-    logits = linear(decoder.output_projection(deep), model.embedding.weight, model.vocabulary.bias)
-
-    out = model(
-        region_features=features, decoder_input_ids=torch.tensor([[4], [5], [6], [7], [8]]), output_attentions=True
-    )
-    torch.testing.assert_close(out.logits[:, 0], logits)
-    torch.testing.assert_close(out.cross_attentions[0][:, 0, 0], alpha)
-    torch.testing.assert_close(out.past_key_values.c, c)
-
-
 def test_training_loss_is_cross_entropy_plus_penalty(features):
     """Packed rows, several captions an image, in any order: the same number as the padded computation."""
-    off = {"region_dropout": 0.0, "embed_dropout": 0.0, "output_dropout": 0.0}
-    model = make_model(**off, label_smoothing=0.1, attention_penalty=0.7)
+    model = make_model(**NO_DROPOUT, label_smoothing=0.1, attention_penalty=0.7)
     index = torch.tensor([2, 0, 2, 4, 1, 1])
     labels = torch.randint(4, 23, (6, 7))
     for row, length in enumerate([3, 7, 5, 2, 7, 4]):

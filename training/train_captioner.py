@@ -197,7 +197,7 @@ def save_captioner(model: PictaleCaptionerForConditionalGeneration, processor, t
     """A folder that `from_pretrained` loads: fp16 weights (read back as float32), configs, processor, tokenizer."""
     half = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
     if model.config.tie_word_embeddings:
-        del half["vocabulary.weight"]
+        half.pop("vocabulary.weight", None)  # adaptive words have none
     model.save_pretrained(folder, state_dict=half)
     processor.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
