@@ -232,6 +232,8 @@ class PictaleCaptionerForConditionalGeneration(PreTrainedModel, GenerationMixin)
         """`GenerationMixin.generate` from `pixel_values` or from cached `region_features` [B, P, F]."""
         if region_features is not None:
             kwargs["encoder_outputs"] = self.encoder(region_features=region_features)
+        elif kwargs.get("encoder_outputs") is not None:  # beam search repeats its entries in place: not the caller's
+            kwargs["encoder_outputs"] = CaptionerEncoderOutput(**kwargs["encoder_outputs"])
         return super().generate(inputs, **kwargs)
 
     # -- the model -------------------------------------------------------------------------------------------------

@@ -67,6 +67,15 @@ def test_a_list_gives_a_list_equal_to_single_calls(pipe):
         assert alone.story == result.story
 
 
+def test_scores_and_maps_of_a_list_are_those_of_each_photo(pipe):
+    photos = [photo(3), photo(4), photo(5)]
+    for together, alone in zip(pipe.caption(photos), [pipe.caption(p)[0] for p in photos], strict=True):
+        assert [c.words for c in together] == [c.words for c in alone]
+        for one, other in zip(together, alone, strict=True):
+            assert one.score == pytest.approx(other.score, abs=1e-4)
+            np.testing.assert_allclose(one.attention, other.attention, atol=1e-4)
+
+
 def test_streaming_ends_with_the_story_that_tell_gives(pipe):
     captions = pipe.caption(photo(0))[0]
     grown = list(pipe.stream(captions, style="romance", seed=2))
