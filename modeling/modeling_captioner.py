@@ -35,11 +35,12 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .adaptive_vocabulary import AdaptiveVocabulary
-from .backbones import build_backbone
+from .backbones import build_backbone, run_stages
 from .captioner_attention import DrawnRegions, MovingBaseline
 from .captioner_decoder import CaptionerDecoder, LSTMState, StateProjection
 from .captioner_scheduled_sampling import OwnWords, TrainingSteps, truth_probability
 from .configuration_captioner import PictaleCaptionerConfig
+from .errors import ModelFolderError
 
 IGNORE_INDEX = -100
 
@@ -83,7 +84,16 @@ class CaptionerEncoder(nn.Module):
     def __init__(self, config: PictaleCaptionerConfig):
         super().__init__()
         self.backbone = build_backbone(config.backbone, **config.backbone_options)
-        self.frozen = config.freeze_backbone
+        self.frozen, self.train_batch_norm = config.freeze_backbone, config.train_batch_norm
+        stages = [] if self.frozen else self.backbone.stages()
+        learning = len(stages) if config.trainable_stages is None else config.trainable_stages
+        if not self.frozen and not 1 <= learning <= len(stages):
+            raise ModelFolderError(
+                f"trainable_stages is {learning}, but the backbone '{config.backbone}' has {len(stages)} stages: "
+                f"choose 1 to {len(stages)}, or freeze_backbone."
+            )
+        cut = len(stages) - learning
+        self._stages = (stages[:cut], stages[cut:])  # frozen, learning; a tuple registers no submodule twice
         self.dropout = nn.Dropout(config.region_dropout)
         self.projection = nn.Linear(self.backbone.channels, config.context_dim)
         self.norm = nn.LayerNorm(config.context_dim)
@@ -95,10 +105,17 @@ class CaptionerEncoder(nn.Module):
         super().train(mode)
         if mode:
             self._fused = ()
-        if self.frozen:
-            # eval: else BatchNorm statistics would drift; requires_grad: from_pretrained makes new parameters
-            self.backbone.eval().requires_grad_(False)
+        self._keep_still()
         return self
+
+    def _keep_still(self) -> None:
+        # eval: else BatchNorm statistics would drift; requires_grad: from_pretrained makes new parameters
+        for stage in [self.backbone] if self.frozen else self._stages[0]:
+            stage.eval().requires_grad_(False)
+        if not self.train_batch_norm:
+            for module in self.backbone.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
 
     def _apply(self, fn, recurse=True):
         self._fused = ()  # a copy on another device or in another dtype would be stale
@@ -110,20 +127,35 @@ class CaptionerEncoder(nn.Module):
     def extract(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Region features [B, P, F] of pixel_values [B, 3, H, W]; what the feature cache keeps."""
         backbone = self._fused[0] if self._fused else self.backbone
-        if self._fused:
-            pixel_values = pixel_values.to(memory_format=torch.channels_last)
+        # channels last takes half the time on a CPU, also in the backward pass
+        pixel_values = pixel_values.to(self.projection.weight.dtype, memory_format=torch.channels_last)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            features = backbone(pixel_values.to(self.projection.weight.dtype))  # [B, F, h, w]
+            features = backbone(pixel_values)  # [B, F, h, w]
         return features.flatten(2).transpose(1, 2)  # [B, P, F]
+
+    def extract_frozen(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Output [B, C', h', w'] of the last frozen stage; what is cached when the stages after it learn."""
+        stages = self._stages[0]
+        if self._fused:
+            stages = self._fused[0].stages()[: len(stages)]
+        return run_stages(stages, pixel_values.to(self.projection.weight.dtype, memory_format=torch.channels_last))
+
+    def extract_learning(self, stage_features: torch.Tensor) -> torch.Tensor:
+        """Region features [B, P, F] from the output of the last frozen stage."""
+        features = stage_features.to(self.projection.weight.dtype, memory_format=torch.channels_last)
+        return run_stages(self._stages[1], features).flatten(2).transpose(1, 2)  # [B, F, h, w] -> [B, P, F]
 
     def forward(
         self,
         pixel_values: torch.Tensor | None = None,
         region_features: torch.Tensor | None = None,
+        stage_features: torch.Tensor | None = None,
         return_dict: bool = True,
         **kwargs,
     ) -> CaptionerEncoderOutput:
-        if region_features is None:
+        if stage_features is not None:
+            region_features = self.extract_learning(stage_features)
+        elif region_features is None:
             region_features = self.extract(pixel_values)
         features = region_features.to(self.projection.weight.dtype)
         regions = self.dropout(self.norm(self.projection(features)))  # [B, P, C]
@@ -271,6 +303,7 @@ class PictaleCaptionerForConditionalGeneration(PreTrainedModel, GenerationMixin)
         decoder_input_ids: torch.LongTensor | None = None,
         labels: torch.LongTensor | None = None,
         region_features: torch.Tensor | None = None,
+        stage_features: torch.Tensor | None = None,
         image_index: torch.LongTensor | None = None,
         encoder_outputs: CaptionerEncoderOutput | None = None,
         past_key_values: LSTMState | None = None,
@@ -284,13 +317,14 @@ class PictaleCaptionerForConditionalGeneration(PreTrainedModel, GenerationMixin)
         Args:
             pixel_values: photographs [B, 3, H, W], or
             region_features: their backbone features [B, P, F], or
+            stage_features: the output of the backbone's last frozen stage [B, C', h', w'], or
             encoder_outputs: what `encoder` made of either.
             decoder_input_ids: captions so far [R, T] from the start id on; only the newest with `past_key_values`.
             labels: captions without the start id, with the end id, -100 for padding, [R, T]; gives `loss`.
             image_index: the image of each caption row [R]; by default row r belongs to image r.
         """
         if encoder_outputs is None:
-            encoder_outputs = self.encoder(pixel_values, region_features=region_features)
+            encoder_outputs = self.encoder(pixel_values, region_features, stage_features)
         if decoder_input_ids is None:
             if labels is None:
                 raise ValueError("Give decoder_input_ids or labels.")

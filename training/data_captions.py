@@ -19,6 +19,7 @@ from modeling.tokenization import build_word_tokenizer, count_words
 
 from .caption_sources import CaptionSplit, read_split
 from .feature_cache import FeatureCache
+from .photo_sources import Photographs
 
 __all__ = [
     "CaptionExamples",
@@ -52,12 +53,13 @@ def build_tokenizer(splits: Sequence[CaptionSplit], min_count: int) -> PreTraine
 
 
 class CaptionExamples(torch.utils.data.Dataset):
-    """Photographs that can be read, with tokenized captions and cached features.
+    """Photographs that can be read, with tokenized captions and what the model sees of them.
 
-    `examples[(row, view_seed)]` picks captions and view by that seed alone, so an epoch can be repeated exactly.
+    `examples[(row, view_seed)]` picks captions, view and augmentation by that seed alone, so an epoch can be repeated
+    exactly.
 
     Args:
-        splits, caches: in step.
+        splits, sources: in step; sources of one kind (see `training.photo_sources`).
         tokenizer: wraps a caption as start ... end.
         captions_per_image: captions drawn for a photograph each time; all if it has fewer.
         max_words: longer captions are left out of training.
@@ -66,23 +68,24 @@ class CaptionExamples(torch.utils.data.Dataset):
     def __init__(
         self,
         splits: Sequence[CaptionSplit],
-        caches: Sequence[FeatureCache],
+        sources: Sequence[FeatureCache | Photographs],
         tokenizer: PreTrainedTokenizerFast,
         captions_per_image: int = 5,
         max_words: int = 24,
     ):
         self.captions_per_image = captions_per_image
-        self.rows: list[tuple[FeatureCache, int]] = []
+        self.rows: list[tuple[FeatureCache | Photographs, int]] = []
         self.labels: list[list[list[int]]] = []
         self.sided: list[bool] = []
         self.captions: list[list[str]] = []  # all of a photograph's, normalised
-        for split, cache in zip(splits, caches, strict=True):
+        self.kind = sources[0].kind
+        for split, source in zip(splits, sources, strict=True):
             for row, captions in enumerate(split.captions):
                 texts = [text for text in map(normalise_caption, captions) if text]
                 ids = tokenizer(texts).input_ids if texts else []
                 kept = [i[1:] for i in ids if len(i) <= max_words + 2]
-                if cache.usable[row] and kept:
-                    self.rows.append((cache, row))
+                if source.usable[row] and kept:
+                    self.rows.append((source, row))
                     self.labels.append(kept)
                     self.sided.append(any(_SIDES.search(text) for text in texts))
                     self.captions.append(texts)
@@ -98,13 +101,13 @@ class CaptionExamples(torch.utils.data.Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, list[list[int]]]:
         index, seed = key
-        cache, row = self.rows[index]
+        source, row = self.rows[index]
         rng = np.random.default_rng((seed, index))
         chosen = rng.permutation(len(self.labels[index]))[: self.captions_per_image]
         # mirrored, what was left is right: a photograph with such captions is seen as it is
-        can_mirror = cache.features.shape[1] > 1 and not self.sided[index]
+        can_mirror = source.views > 1 and not self.sided[index]
         view = int(rng.integers(2)) if can_mirror else 0
-        return cache.get(row, view), [self.labels[index][i] for i in chosen]
+        return source.get(row, view, rng), [self.labels[index][i] for i in chosen]
 
 
 class EpochBatches(torch.utils.data.Sampler[list[tuple[int, int]]]):
@@ -126,11 +129,15 @@ class EpochBatches(torch.utils.data.Sampler[list[tuple[int, int]]]):
             yield [(int(index), draw) for index in order[start : start + self.batch_size]]
 
 
-def collate(examples: Sequence[tuple[torch.Tensor, list[list[int]]]]) -> dict[str, torch.Tensor]:
-    """Region features [B, P, F], labels [R, T] padded with -100 and the image of each row [R]."""
+def collate(
+    examples: Sequence[tuple[torch.Tensor, list[list[int]]]], kind: str = "region_features"
+) -> dict[str, torch.Tensor]:
+    """What the model sees of the photographs under the name `kind`, e.g. region features [B, P, F]; labels [R, T]
+    padded with -100 and the image of each row [R].
+    """
     labels = [torch.tensor(ids) for _, captions in examples for ids in captions]
     return {
-        "region_features": torch.stack([features for features, _ in examples]),
+        kind: torch.stack([features for features, _ in examples]),
         "labels": torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX),
         "image_index": torch.arange(len(examples)).repeat_interleave(
             torch.tensor([len(captions) for _, captions in examples])

@@ -37,17 +37,25 @@ FORMAT_VERSION = 2
 
 @dataclass(frozen=True)
 class FeatureCache:
-    """An opened cache: `features` float16 [images, views, P, F] on disk, `usable` bool [images]."""
+    """An opened cache: `features` float16 [images, views, P, F] on disk, `usable` bool [images].
+
+    `kind` is the captioner's argument that the features are for; `stage_features` are [images, views, C, h, w].
+    """
 
     folder: Path
     features: np.ndarray
     usable: np.ndarray
+    kind: str = "region_features"
 
     def __len__(self) -> int:
         return len(self.usable)
 
-    def get(self, row: int, view: int = 0) -> torch.Tensor:
-        """Region features [P, F] of one photograph, float16."""
+    @property
+    def views(self) -> int:
+        return self.features.shape[1]
+
+    def get(self, row: int, view: int = 0, rng: np.random.Generator | None = None) -> torch.Tensor:
+        """Features [P, F] of one photograph, float16; nothing about them is random."""
         return torch.from_numpy(np.array(self.features[row, view]))
 
     def get_many(self, rows: Sequence[int]) -> torch.Tensor:
@@ -88,6 +96,7 @@ def open_cache(
     views: int = 2,
     batch_size: int = 16,
     label: str = "photographs",
+    kind: str = "region_features",
 ) -> FeatureCache:
     """Open the cache of `images`, computing whatever is still missing.
 
@@ -98,6 +107,7 @@ def open_cache(
         root: folder that holds all caches.
         views: 1 for the photograph alone, 2 with its mirror image.
         label: what the progress bar says.
+        kind: which argument of the captioner the features are for.
 
     Raises:
         DataError: no image can be read.
@@ -125,7 +135,7 @@ def open_cache(
         say_skipped(f"{label}: {{}} of {len(images)} images cannot be read", names)
     if broken == len(images):
         raise DataError(f"{label}: none of the {len(images)} images can be read.")
-    return FeatureCache(folder, np.load(folder / "features.npy", mmap_mode="r"), np.array(state) == DONE)
+    return FeatureCache(folder, np.load(folder / "features.npy", mmap_mode="r"), np.array(state) == DONE, kind)
 
 
 def _feature_shape(encoder: nn.Module, processor) -> tuple[int, int]:

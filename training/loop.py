@@ -159,13 +159,32 @@ def learning_rate_factor(step: int, options: LoopOptions, total: int) -> float:
     return floor + (1 - floor) * shape
 
 
-def parameter_groups(model: nn.Module, options: LoopOptions) -> list[dict[str, Any]]:
-    """Weight decay on matrices only; biases and norms are left alone. Frozen parameters are not in any group."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in trained if p.dim() > 1], "weight_decay": options.weight_decay},
-        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
-    ]
+def parameter_groups(
+    model: nn.Module, options: LoopOptions, rates: dict[str, float] | None = None
+) -> list[dict[str, Any]]:
+    """Weight decay on matrices only; biases and norms are left alone. Frozen parameters are not in any group.
+
+    Args:
+        rates: peak learning rates of parts of the model by name, e.g. `{"encoder.backbone": 1e-5}`; a parameter
+            belongs to the first whose name is in its path, else it learns at `options.learning_rate`.
+
+    Raises:
+        RecipeError: nothing that learns is in such a part.
+    """
+    rates = rates or {}
+    parts: dict[str | None, list[nn.Parameter]] = {None: []} | {name: [] for name in rates}
+    for path, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parts[next((name for name in rates if f".{name}." in f".{path}"), None)].append(parameter)
+    groups = []
+    for name, trained in parts.items():
+        if name is not None and not trained:
+            raise RecipeError(f"A learning rate is given for '{name}', but nothing in it learns: unfreeze it.")
+        rate = {} if name is None else {"lr": rates[name]}
+        matrices, others = [p for p in trained if p.dim() > 1], [p for p in trained if p.dim() <= 1]
+        groups.append({"params": matrices, "weight_decay": options.weight_decay, **rate})
+        groups.append({"params": others, "weight_decay": 0.0, **rate})
+    return groups
 
 
 def prepare_output_dir(path: str | Path, resume: bool) -> Path:

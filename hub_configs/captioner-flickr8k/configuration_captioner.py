@@ -23,6 +23,11 @@ class PictaleCaptionerConfig(PreTrainedConfig):
         backbone_options (dict, optional): passed to the backbone, e.g. `{"width": 0.25}` for a tiny one.
         image_size (int, default 224): side of the square the image processor makes; fixes the grid of `grid_size`.
         freeze_backbone (bool, default True): the backbone gets no gradient and stays in eval mode while training.
+        trainable_stages (int, optional): of a backbone that is not frozen, only this many of the last stages learn; the
+            stages before them are frozen. None trains all.
+        train_batch_norm (bool, default False): let the BatchNorm statistics of the stages that learn follow the
+            batches. With the few photographs of a batch that does harm more often than good, so by default they stay
+            as the backbone brought them; scale and shift are learned in either case.
         embed_dim (int, default 256): size of a word vector.
         context_dim (int, default 384): size of a projected region, hence of the context vector.
         attention_dim (int, default 256): size of keys and query of the attention.
@@ -74,6 +79,8 @@ class PictaleCaptionerConfig(PreTrainedConfig):
         backbone_options: dict | None = None,
         image_size: int = 224,
         freeze_backbone: bool = True,
+        trainable_stages: int | None = None,
+        train_batch_norm: bool = False,
         embed_dim: int = 256,
         context_dim: int = 384,
         attention_dim: int = 256,
@@ -117,6 +124,8 @@ class PictaleCaptionerConfig(PreTrainedConfig):
         self.backbone_options = dict(backbone_options or {})
         self.image_size = image_size
         self.freeze_backbone = freeze_backbone
+        self.trainable_stages = trainable_stages
+        self.train_batch_norm = train_batch_norm
         self.embed_dim = embed_dim
         self.context_dim = context_dim
         self.attention_dim = attention_dim
