@@ -163,14 +163,16 @@ class StoryPipeline:
     def _caption(self, ids: torch.Tensor, log_probs: torch.Tensor, maps: torch.Tensor) -> Caption:
         special = set(self.caption_tokenizer.all_special_ids)
         places = [i for i, token in enumerate(ids[1:].tolist()) if token not in special]
-        words = self.caption_tokenizer.convert_ids_to_tokens(ids[1:][places])
+        spelt = whole_words(self.caption_tokenizer.convert_ids_to_tokens(ids[1:][places]))
+        words = [word for word, _ in spelt]
+        maps = torch.stack([maps[places][parts].mean(0) for _, parts in spelt]) if spelt else maps[:0]  # [words, P]
         length = int(log_probs.ne(0).sum().clamp_min(1))  # words and the end
         rows, columns = self.captioner.grid_size
         return Caption(
             text=clean_text(" ".join(words)),
             score=float(log_probs.sum() / length),
             words=tuple(words),
-            attention=maps[places].reshape(-1, rows, columns).cpu().numpy(),
+            attention=maps.reshape(-1, rows, columns).cpu().numpy(),
         )
 
     # -- thinking ----------------------------------------------------------------------------------------------------
