@@ -28,6 +28,7 @@ from .sampling import SamplingOptions, sample_passages
 from .story_types import Candidate, Caption, StoryOptions, StoryResult
 from .styles import Style, encode_passages, encoder_fingerprint, make_style, parse_style, shift_style
 from .text import clean_text, content_words, is_content_word, split_sentences
+from .tokenization import whole_words
 
 MAX_SEED = 2**31 - 1
 CAPTION_STYLE = "caption"

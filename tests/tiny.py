@@ -62,10 +62,10 @@ def tiny_decoder(seed: int = 0, layers: int = 1) -> PictaleStoryDecoderForCondit
     return model
 
 
-def tiny_captioner(seed: int = 0) -> PictaleCaptionerForConditionalGeneration:
+def tiny_captioner(seed: int = 0, vocab_size: int | None = None) -> PictaleCaptionerForConditionalGeneration:
     torch.manual_seed(seed)
     config = PictaleCaptionerConfig(
-        vocab_size=len(tiny_tokenizer()),
+        vocab_size=vocab_size or len(tiny_tokenizer()),
         backbone="efficientnet_lite0",
         backbone_options={"width": 0.25, "depth": 0.3, "head_channels": 64},
         image_size=64,

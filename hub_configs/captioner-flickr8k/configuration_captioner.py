@@ -109,16 +109,6 @@ class PictaleCaptionerConfig(PreTrainedConfig):
         attention_penalty: float = 1.0,
         **kwargs,
     ):
-        for name, value, known in (
-            ("attention_type", attention_type, ATTENTION_TYPES),
-            ("attention_mode", attention_mode, ATTENTION_MODES),
-            ("hard_attention_inference", hard_attention_inference, HARD_INFERENCE),
-            ("initial_state", initial_state, INITIAL_STATES),
-            ("output_type", output_type, OUTPUT_TYPES),
-            ("scheduled_sampling", scheduled_sampling, SCHEDULES),
-        ):
-            if value not in known:
-                raise ModelFolderError(f"{name} '{value}' is not known; use one of: {', '.join(known)}.")
         self.vocab_size = vocab_size
         self.backbone = backbone
         self.backbone_options = dict(backbone_options or {})
@@ -178,7 +168,17 @@ class PictaleCaptionerConfig(PreTrainedConfig):
         return self.output_dim if self.shares_words else self.embed_dim
 
     def check_consistency(self) -> None:
-        """Raises ModelFolderError where options contradict one another."""
+        """Raises ModelFolderError where an option does not exist or contradicts another."""
+        for name, known in (
+            ("attention_type", ATTENTION_TYPES),
+            ("attention_mode", ATTENTION_MODES),
+            ("hard_attention_inference", HARD_INFERENCE),
+            ("initial_state", INITIAL_STATES),
+            ("output_type", OUTPUT_TYPES),
+            ("scheduled_sampling", SCHEDULES),
+        ):
+            if (value := getattr(self, name)) not in known:
+                raise ModelFolderError(f"{name} '{value}' is not known; use one of: {', '.join(known)}.")
         if self.attention_heads > 1 and self.attention_type != "multihead":
             raise ModelFolderError(f"attention_heads is for attention_type 'multihead', not '{self.attention_type}'.")
         for name in ("attention_dim", "context_dim"):

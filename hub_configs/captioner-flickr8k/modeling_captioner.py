@@ -180,6 +180,7 @@ class PictaleCaptionerForConditionalGeneration(PreTrainedModel, GenerationMixin)
 
     def __init__(self, config: PictaleCaptionerConfig):
         super().__init__(config)
+        config.check_consistency()  # again, since from_pretrained(folder, option=value) changes it after it was made
         adaptive, size, padding = config.adaptive_cutoff, config.vocab_size, config.pad_token_id
         self.encoder = CaptionerEncoder(config)
         if adaptive is None:
