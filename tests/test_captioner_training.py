@@ -1,7 +1,6 @@
 """The captioner's data, training and evaluation on the tiny preset."""
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,6 @@ from training.data_captions import (
     read_split,
 )
 from training.feature_cache import FeatureCache
-from training.metrics_captions import cider, has_java, plain_tokenize, score_captions
 from training.recipes import read_recipe
 from training.tiny_photos import write_tiny_photos
 
@@ -211,52 +209,3 @@ def test_real_recipe_is_readable():
     folder = REPOSITORY / "hub_configs" / "captioner-flickr8k"
     recipe = read_recipe(folder / "recipe.json", train_captioner.CaptionerRecipe)
     assert recipe.training.metric == "cider" and recipe.training.greater_is_better
-
-
-# -- metrics -----------------------------------------------------------------------------------------------------------
-REFERENCES = [
-    ["a dog runs on grass", "the dog is running"],
-    ["two men play football", "men with a ball"],
-    ["a red car"],
-]
-
-
-def test_perfect_captions_score_high_and_swapped_ones_low():
-    right = [group[0] for group in REFERENCES]
-    need_metrics()
-    assert cider(right, REFERENCES) > 200 > 1 > cider(right[1:] + right[:1], REFERENCES)
-
-
-def test_scores_have_the_papers_scale_and_say_what_is_missing(monkeypatch):
-    monkeypatch.setattr("training.metrics_captions.has_java", lambda: False)
-    need_metrics()
-    scored = score_captions([group[0] for group in REFERENCES], REFERENCES)
-    assert scored.scores["bleu_1"] == pytest.approx(100, abs=0.01)
-    assert scored.scores["rouge_l"] == pytest.approx(100, abs=0.01)
-    assert "meteor" not in scored.scores and "Java" in scored.missing["meteor"]
-    assert "not comparable" in scored.tokenizer
-
-
-@pytest.mark.skipif(not has_java(), reason="PTB tokenization needs Java")
-def test_plain_tokens_are_ptb_tokens_on_plain_captions():
-    from training.metrics_captions import _tokenize
-
-    need_metrics()
-    texts = [["A dog runs, on grass."], ["Two men - one in red - play football!"]]
-    assert _tokenize(texts, True) == _tokenize(texts, False)
-
-
-def test_plain_tokenize():
-    assert plain_tokenize("A T-shirt, isn't it?") == "a t-shirt isn't it"
-
-
-def test_report_as_json(trained, photos, capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr("training.metrics_captions.has_java", lambda: False)
-    written = tmp_path / "captions.json"
-    arguments = ["--model", str(trained[0] / "best"), "--dataset", str(photos), "--latency-photos", "2", "--json"]
-    assert evaluate_captioner.main([*arguments, "--captions", str(written)]) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert report["photographs"] == 8 and report["skipped"] == 0 and report["latency_ms"] > 0
-    assert {"bleu_1", "bleu_4", "rouge_l", "cider", "distinct_captions", "mean_words"} <= report.keys()
-    assert len(json.loads(written.read_text())) == 8
-    shutil.rmtree(tmp_path, ignore_errors=True)

@@ -103,20 +103,22 @@ def table_records(path: str, tables: Mapping[str, Any]) -> TableRecords:
     """Rows of all splits; rows of one photograph are one photograph with several captions."""
     import datasets
 
-    records = TableRecords([], [], [], None, [])
+    records = TableRecords([], [], [], None, [], path)
     places: dict[str, int] = {}
     image_tables, offset = [], 0
     for split, table in tables.items():
         columns = table.column_names
         image, caption = find_column(columns, IMAGE_COLUMNS), caption_columns(columns)
-        if image is None or not caption:
-            lacking = (
-                f"'image' (or {', '.join(IMAGE_COLUMNS[1:])})" if image is None else "'captions' (or caption, text)"
+        if not caption:
+            raise DataError(
+                f"The data set '{path}' has no column 'captions' (or caption, sentences, text); its columns are "
+                f"{', '.join(columns)}."
             )
-            raise DataError(f"The data set '{path}' has no column {lacking}; its columns are {', '.join(columns)}.")
-        pictures = table.select_columns([image])
-        pictures = pictures if image == "image" else pictures.rename_column(image, "image")
-        pictures = pictures.cast_column("image", datasets.Image(decode=False))
+        pictures = table.select_columns([image] if image else [])
+        if image:
+            pictures = pictures if image == "image" else pictures.rename_column(image, "image")
+            pictures = pictures.cast_column("image", datasets.Image(decode=False))
+            image_tables.append(pictures)
         ids = _row_ids(table, pictures, find_column([c for c in columns if c != image], ID_COLUMNS), offset)
         own = find_column(columns, ("split",))
         splits = [canonical_split(value) for value in table[own]] if own else []
@@ -131,9 +133,9 @@ def table_records(path: str, tables: Mapping[str, Any]) -> TableRecords:
                 records.splits.append(row_split)
                 records.captions.append([])
             records.captions[place] += flat_captions(values)
-        image_tables.append(pictures)
         offset += len(table)
-    records.table = datasets.concatenate_datasets(image_tables)
+    if len(image_tables) == len(tables):
+        records.table = datasets.concatenate_datasets(image_tables)
     return records
 
 
@@ -141,6 +143,8 @@ def _row_ids(table: Any, pictures: Any, column: str | None, offset: int) -> list
     """Names of the photographs: the id column, else the file, else the number of the row."""
     if column is not None:
         return [str(value) for value in table[column]]
+    if "image" not in pictures.column_names:
+        return [str(offset + row) for row in range(len(table))]
     import pyarrow.compute
 
     image = pictures.data.column("image")

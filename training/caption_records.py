@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from modeling.errors import DataError
+
 MAX_FOLDERS = 300
 """Folders looked into for photographs that a data set names, at most."""
 
@@ -95,12 +97,23 @@ class Records:
 
 @dataclass
 class TableRecords(Records):
-    """Rows of a `datasets.Dataset` whose column `image` is not decoded; `rows` are the rows of the photographs."""
+    """Rows of a `datasets.Dataset`.
+
+    Args:
+        table: its column `image`, not decoded; None if it holds captions only.
+        rows: the rows of the photographs.
+        path: what to call it.
+    """
 
     table: Any
     rows: list[int]
+    path: str
 
     def images(self, rows: Sequence[int]) -> TableImages:
+        if self.table is None:
+            raise DataError(
+                f"The data set '{self.path}' has no column 'image' (or photo, jpg): it holds captions only."
+            )
         return TableImages(self.table, [self.rows[i] for i in rows], [self.image_ids[i] for i in rows])
 
 

@@ -10,6 +10,7 @@ The format is told from the files (`training.caption_formats` lists them).
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -87,6 +88,11 @@ def caption_source(entry: str | Mapping[str, Any] | CaptionSource) -> CaptionSou
     """A data set as a recipe or a command line names it."""
     if isinstance(entry, CaptionSource):
         return entry
+    if isinstance(entry, str) and entry.startswith("{"):  # on a command line
+        try:
+            entry = json.loads(entry)
+        except ValueError as error:
+            raise RecipeError(f"'{entry[:80]}' is not JSON ({error}).") from None
     if isinstance(entry, str):
         return CaptionSource(entry)
     return from_dict(CaptionSource, entry, "data set")
@@ -106,11 +112,7 @@ def read_split(entry: str | Mapping[str, Any] | CaptionSource, split: str, limit
         DataError: nothing there, an unknown format, no such split, or nothing usable in it.
     """
     source = caption_source(entry)
-    path = os.path.expanduser(dataset_location(source.path))
-    images = source.images and os.path.expanduser(dataset_location(source.images))
-    kind = source.format or detect_format(path)
-    options = {"config": source.config} if kind == "datasets" else {}
-    records = READERS[kind](path, images, **options)
+    records = read_records(source)
     rows = choose_split(records, source.split or split, source)
     rows, captions = usable_captions(records, rows, source.path)
     pictures = records.images(rows)
@@ -129,6 +131,22 @@ def read_split(entry: str | Mapping[str, Any] | CaptionSource, split: str, limit
         rows, captions, pictures = rows[:limit], captions[:limit], pictures.take(range(limit))
     name = f"{source.path} {source.split or split}"
     return CaptionSplit(name, pictures, [records.image_ids[row] for row in rows], captions)
+
+
+def read_captions(entry: str | Mapping[str, Any] | CaptionSource, split: str) -> list[list[str]]:
+    """The captions alone, as `read_split` gives them, also where the photographs are not at hand."""
+    source = caption_source(entry)
+    records = read_records(source)
+    return usable_captions(records, choose_split(records, source.split or split, source), source.path)[1]
+
+
+def read_records(source: CaptionSource) -> Records:
+    """All rows of a data set, looked up in $PICTALE_DATA first."""
+    path = os.path.expanduser(dataset_location(source.path))
+    images = source.images and os.path.expanduser(dataset_location(source.images))
+    kind = source.format or detect_format(path)
+    options = {"config": source.config} if kind == "datasets" else {}
+    return READERS[kind](path, images, **options)
 
 
 def detect_format(path: str) -> str:
