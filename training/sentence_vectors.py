@@ -43,10 +43,9 @@ def sentence_vectors(
     encoder.to(device)
     vectors = np.empty(shape, dtype=np.float16)
     # they are kept as float16 anyway, so they are computed in bfloat16 where that is faster
-    fast = torch.autocast(device, torch.bfloat16, enabled=native_bf16())
-    with fast:
-        for start in tqdm(range(0, len(sentences), chunk), desc="sentence vectors", unit="chunk"):
-            vectors[start : start + chunk] = encoder.encode(sentences[start : start + chunk], tokenizer, batch_size=256)
+    dtype = torch.bfloat16 if native_bf16() else None
+    for start in tqdm(range(0, len(sentences), chunk), desc="sentence vectors", unit="chunk"):
+        vectors[start : start + chunk] = encoder.encode(sentences[start : start + chunk], tokenizer, dtype=dtype)
     encoder.to("cpu")
     if path:
         temporary = path.with_suffix(".writing.npy")

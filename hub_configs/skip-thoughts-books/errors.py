@@ -27,3 +27,7 @@ class DataError(PictaleError):
 
 class RecipeError(PictaleError):
     """A training recipe with an unknown, missing or impossible setting."""
+
+
+class TextError(PictaleError):
+    """Sentences or words that cannot be compared: none given, or unknown to the model."""
