@@ -196,6 +196,22 @@ def test_output_of_another_run_is_not_overwritten(trained, photos, shared_cache)
         train_tiny(photos, shared_cache, trained[0])
 
 
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), MemoryError()]
+)
+def test_out_of_memory_is_told_with_what_to_lower(tmp_path, monkeypatch, capsys, error):
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr(train_captioner, "run", fail)
+    assert train_captioner.main([str(RECIPE), "--set", "data.batch_size=32"]) == 2
+    said = capsys.readouterr().err
+    assert "with data.batch_size 32" in said and "data.batch_size=16" in said and said.count("\n") == 1
+    error = RuntimeError("something else")
+    with pytest.raises(RuntimeError, match="something else"):
+        train_captioner.main([str(RECIPE)])
+
+
 def test_command_line_says_errors_in_one_line(tmp_path, capsys):
     assert train_captioner.main([str(RECIPE), "--set", "data.colour=red"]) == 2
     assert "unknown key 'colour'" in capsys.readouterr().err

@@ -104,6 +104,33 @@ def test_patience_and_time_stop_a_run(tmp_path):
     assert result.stopped_by == "max_minutes"
 
 
+def test_patience_counts_evaluations_below_the_best_also_over_a_resume(tmp_path):
+    scores = iter([10.0, 30.0, 20.0, 30.0, 25.0, 99.0])
+
+    def part(max_steps, resume):
+        return train(
+            Line(),
+            DataLoader([{"x": torch.ones(1), "y": torch.ones(1)}] * 4, batch_size=2),
+            LoopOptions(
+                str(tmp_path / "run"),
+                max_steps=max_steps,
+                evaluate_every=1,
+                save_every=1,
+                metric="cider",
+                greater_is_better=True,
+                patience=3,
+                schedule="constant",
+            ),
+            evaluate=lambda m: {"cider": next(scores)},
+            save=lambda m, folder: torch.save(m.w.detach(), folder / "w.pt"),
+            resume=resume,
+        )
+
+    assert part(3, resume=False).stopped_by == "max_steps"
+    result = part(100, resume=True)
+    assert (result.steps, result.stopped_by, result.best_metric, result.best_step) == (5, "patience", 30.0, 2)
+
+
 def test_accumulating_two_halves_is_one_whole_batch(tmp_path):
     whole, _ = run(tmp_path, "whole", batch=8, max_steps=5, schedule="constant")
     halves, _ = run(tmp_path, "halves", batch=4, max_steps=5, schedule="constant", gradient_accumulation_steps=2)

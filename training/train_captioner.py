@@ -4,12 +4,19 @@
     python -m training.train_captioner hub_configs/captioner-flickr8k/recipe.json --resume
     python -m training.train_captioner hub_configs/captioner-flickr8k/recipe-scst.json    (goes on from that run's best)
     python -m training.train_captioner hub_configs/tiny-captioner/recipe.json --set training.output_dir=/tmp/tiny
-    accelerate launch -m training.train_captioner RECIPE.json     (processes as `accelerate config` says)
-    ACCELERATE_USE_CPU=1 torchrun --nproc_per_node 2 -m training.train_captioner RECIPE.json     (no GPU)
+    accelerate launch --multi_gpu --num_processes 4 -m training.train_captioner RECIPE.json
+    ACCELERATE_USE_CPU=1 accelerate launch --multi_gpu --num_processes 2 -m training.train_captioner RECIPE.json
 
 Data sets are named in the recipe and looked up in the folder $PICTALE_DATA first (see `training.recipes`). The features
 of the frozen backbone are computed once into `data.cache_dir`. While training, captions are generated for validation
 photographs and scored with CIDEr; the best weights lie in `<output_dir>/best`, a folder that `from_pretrained` loads.
+
+`data.batch_size` is that of one process: n processes learn from n times as many photographs a step, each process's mean
+loss counting the same. The launcher is accelerate's; its --cpu starts one process whatever --num_processes says, and
+several without a GPU come from --multi_gpu (which is torchrun) with ACCELERATE_USE_CPU=1, as in the last line. On
+several machines run the same line on each, with --num_machines 2 --machine_rank 0 (and 1) --main_process_ip ADDRESS
+--main_process_port 29500 and --num_processes counting all machines; `data.cache_dir` and `training.output_dir` must be
+on a disk that all of them see.
 """
 
 from __future__ import annotations
@@ -27,6 +34,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object, parse_flag_from_env
+from accelerate.utils.memory import should_reduce_batch_size
 from torch.utils.data import DataLoader
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
@@ -300,6 +308,19 @@ def run(recipe: CaptionerRecipe, resume: bool = False):
     )
 
 
+def memory_advice(recipe: CaptionerRecipe) -> str:
+    """What to do after running out of memory, in one sentence."""
+    size, parts = recipe.data.batch_size, recipe.training.gradient_accumulation_steps
+    smaller = f"--set data.batch_size={size // 2} --set training.gradient_accumulation_steps={2 * parts}"
+    hints = [f"try {smaller}, which learns from as many photographs a step"] if size > 1 else []
+    if recipe.self_critical:
+        hints.append(f"fewer than {recipe.self_critical.samples} self_critical.samples")
+    if not recipe.model.get("freeze_backbone", True):
+        hints.append("fewer model.trainable_stages")
+    hints.append("a smaller model.image_size")
+    return f"Out of memory with data.batch_size {size}: {', or '.join(hints)}."
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     args = recipe_parser(__doc__).parse_args(arguments)
     disable_progress_bar()  # of transformers, which draws one at every save
@@ -308,6 +329,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result = run(recipe, args.resume)
     except PictaleError as error:
         print(f"Error: {error}", file=sys.stderr)
+        return 2
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError) and not should_reduce_batch_size(error):
+            raise
+        print(f"Error: {memory_advice(recipe)}", file=sys.stderr)
         return 2
     PartialState().print(
         f"Best {recipe.training.metric} {result.best_metric:.2f} at step {result.best_step}; "
