@@ -29,8 +29,9 @@ def test_recipes_are_read_and_name_no_machine(folder):
 
     kinds = {"captioner": CaptionerRecipe, "skip-thoughts": SkipThoughtsRecipe, "story-decoder": StoryRecipe}
     kind = next(cls for part, cls in kinds.items() if part in folder.name)
-    read_recipe(folder / "recipe.json", kind)
-    assert '"/' not in (folder / "recipe.json").read_text()
+    for path in folder.glob("recipe*.json"):
+        read_recipe(path, kind)
+        assert '"/' not in path.read_text()
 
 
 @pytest.mark.parametrize("folder", WITH_WEIGHTS, ids=lambda f: f.name)
@@ -74,3 +75,20 @@ if "captioner" in model.config.model_type:
     if (tmp_path / "vector").exists():
         expected = PictaleSkipThoughtsEncoder.from_pretrained(folder).encode(["A dog runs."])[0]
         np.testing.assert_allclose(np.fromfile(tmp_path / "vector", np.float32), expected, atol=1e-6)
+
+
+def test_the_captioners_recipes_are_a_chain():
+    from training.recipes import read_recipe
+    from training.train_captioner import CaptionerRecipe
+
+    folder = REPOSITORY / "hub_configs" / "captioner-flickr8k"
+    first, tuned, rewarded = (
+        read_recipe(folder / name, CaptionerRecipe)
+        for name in ("recipe.json", "recipe-finetune.json", "recipe-scst.json")
+    )
+    assert first.initial is None and first.self_critical is None
+    assert tuned.initial == f"{first.training.output_dir}/best" and tuned.model["freeze_backbone"] is False
+    assert rewarded.initial == f"{tuned.training.output_dir}/best" and rewarded.self_critical.samples > 1
+    for recipe in (first, tuned, rewarded):  # what the next one learns from is what the evaluation found best
+        assert recipe.training.metric == "cider" and recipe.training.greater_is_better
+        assert recipe.data.train == first.data.train and recipe.data.validation == first.data.validation
