@@ -13,11 +13,9 @@ Shapes: D thought width.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
-import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,12 +106,8 @@ class Style:
 
 
 def encoder_fingerprint(encoder: PictaleSkipThoughtsEncoder) -> str:
-    """Twelve hex digits that change with any weight of the encoder beyond float16 precision, dtype and device aside."""
-    digest = hashlib.sha256(json.dumps([encoder.config.hidden_size, encoder.config.vocab_size]).encode())
-    for name, parameter in sorted(encoder.state_dict().items()):
-        values = parameter.detach().cpu().half().contiguous().numpy()
-        digest.update(name.encode() + zlib.crc32(values.tobytes()).to_bytes(4, "big"))
-    return digest.hexdigest()[:12]
+    """`PictaleSkipThoughtsEncoder.fingerprint`."""
+    return encoder.fingerprint()
 
 
 def split_passages(text: str, limits: tuple[int, int] = PASSAGE_CHARACTERS) -> list[list[str]]:

@@ -45,6 +45,16 @@ def split_words(text: str, lowercase: bool = False) -> list[str]:
     return _WORD.findall(text.lower() if lowercase else text)
 
 
+def knows_whole_words(tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Whether a tokenizer is word-level, so that a word is in its vocabulary or unknown."""
+    return isinstance(tokenizer.backend_tokenizer.model, WordLevel)
+
+
+def folds_case(tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Whether a tokenizer lowers every text."""
+    return "Lowercase" in str(tokenizer.backend_tokenizer.normalizer)
+
+
 def count_words(texts: Iterable[str], lowercase: bool = False) -> Counter[str]:
     """Token counts over `texts`, the input of `build_word_tokenizer`."""
     counts: Counter[str] = Counter()

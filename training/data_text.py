@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 from modeling.errors import DataError
 from modeling.text import directed_quotes, split_sentences
-from modeling.tokenization import split_words
+from modeling.tokenization import folds_case, split_words
 
 from .first_names import FEMALE_NAMES, MALE_NAMES, NEUTRAL_NAMES
 from .recipes import dataset_location
@@ -331,7 +331,7 @@ def tokenize_corpus(sentences: list[str], tokenizer: Any) -> TokenStore:
     Looks words up directly, which equals the tokenizer's own answer and is twenty times faster than its batch call.
     """
     vocabulary, unknown = tokenizer.get_vocab(), tokenizer.unk_token_id
-    lowercase = "Lowercase" in str(tokenizer.backend_tokenizer.normalizer)
+    lowercase = folds_case(tokenizer)
     lengths = np.zeros(len(sentences) + 1, dtype=np.int64)
     ids = array("i")
     for i, sentence in enumerate(tqdm(sentences, desc="tokenizing", unit="sentence", mininterval=5)):

@@ -26,12 +26,15 @@ def sentence_vectors(
 ) -> np.ndarray:
     """Unit-length vectors of `sentences`, float16 [n, D], memory-mapped from `cache_dir` if one is given.
 
-    The cache is keyed by the encoder's weights and by the sentences; an unfinished one is computed again.
+    The cache is keyed by the encoder's weights, its vocabulary expansion and the sentences; an unfinished one is
+    computed again.
     """
     shape = (len(sentences), encoder.config.hidden_size)
     path = None
     if cache_dir:
         digest = hashlib.sha256(encoder_fingerprint(encoder).encode())
+        if encoder.expansion is not None:
+            digest.update(encoder.expansion.fingerprint.encode())
         for sentence in sentences:
             digest.update(sentence.encode())
             digest.update(b"\n")

@@ -98,25 +98,37 @@ def read_word_vectors(path: str | Path, wanted: Collection[str] | None = None) -
     Raises:
         DataError: the file is missing, of another kind, damaged or cut off, or holds none of the wanted words.
     """
-    path = Path(path)
-    try:
-        with path.open("rb") as file:
-            magic = file.read(4)
-        pairs = _read_npz(path) if magic[:2] == b"PK" else _read_stream(path, magic[:2] == b"\x1f\x8b", wanted)
-        table = _Table(wanted)
-        for word, vector in pairs:
-            table.add(word, vector)
-    except OSError as error:  # gzip's BadGzipFile too
-        reason = error.strerror or str(error)
-        raise DataError(f"Cannot read the word vectors {path}: {reason}. Give a file of {KINDS}.") from None
-    except (EOFError, zipfile.BadZipFile, zlib.error):
-        raise _cut_off(path, "its compressed data ends early or is damaged") from None
+    table = _Table(wanted)
+    for word, vector in stream_word_vectors(path, wanted):
+        table.add(word, vector)
     if not table.words:
         raise DataError(f"The word vectors {path} hold none of the wanted words; take vectors of the same language.")
     vectors = table.finish()
     if not np.isfinite((vectors.min(), vectors.max())).all():
         raise DataError(f"The word vectors {path} hold numbers that are not finite; download or convert them again.")
     return WordVectors(table.words, vectors)
+
+
+def stream_word_vectors(path: str | Path, wanted: Collection[str] | None = None) -> Iterator[tuple[str, np.ndarray]]:
+    """The words of a file and their vectors, float32 [d], one by one in its order, repeated words and all.
+
+    Args:
+        path: As for `read_word_vectors`.
+        wanted: Words that are looked for; others may come as well.
+
+    Raises:
+        DataError: the file is missing, of another kind, damaged or cut off.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+        yield from _read_npz(path) if magic[:2] == b"PK" else _read_stream(path, magic[:2] == b"\x1f\x8b", wanted)
+    except OSError as error:  # gzip's BadGzipFile too
+        reason = error.strerror or str(error)
+        raise DataError(f"Cannot read the word vectors {path}: {reason}. Give a file of {KINDS}.") from None
+    except (EOFError, zipfile.BadZipFile, zlib.error):
+        raise _cut_off(path, "its compressed data ends early or is damaged") from None
 
 
 class _Table:

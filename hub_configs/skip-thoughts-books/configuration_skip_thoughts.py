@@ -31,6 +31,8 @@ class PictaleSkipThoughtsConfig(PreTrainedConfig):
             most of the work; the contrastive part sees all. 1: all.
         max_tokens: Tokens of a sentence that are read, `<s>` and `</s>` included.
         initializer_range: Standard deviation of the word vectors at the start.
+        vocabulary_expansion: Whether vectors for words beyond the vocabulary lie beside the weights
+            (`vocabulary_expansion.VocabularyExpansion`).
 
     Raises:
         ModelFolderError: an encoder type that does not exist, or a width it cannot be divided into.
@@ -55,6 +57,7 @@ class PictaleSkipThoughtsConfig(PreTrainedConfig):
         decoder_stride: int = 1,
         max_tokens: int = 64,
         initializer_range: float = 0.05,
+        vocabulary_expansion: bool = False,
         **kwargs,
     ) -> None:
         if encoder_type not in ENCODER_TYPES:
@@ -77,6 +80,7 @@ class PictaleSkipThoughtsConfig(PreTrainedConfig):
         self.decoder_stride = decoder_stride
         self.max_tokens = max_tokens
         self.initializer_range = initializer_range
+        self.vocabulary_expansion = vocabulary_expansion
         kwargs.setdefault("pad_token_id", 0)
         kwargs.setdefault("bos_token_id", 1)
         kwargs.setdefault("eos_token_id", 2)

@@ -19,24 +19,21 @@ Shapes: B sentences, T tokens, E word width, D thought width, V vocabulary.
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Sequence
+import hashlib
+import json
+import zlib
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
-from tqdm.auto import tqdm
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .adaptive_vocabulary import AdaptiveVocabulary
 from .configuration_skip_thoughts import PictaleSkipThoughtsConfig
-from .errors import TextError
-from .neighbours import Neighbour, nearest_rows, row_blocks
-from .packed_recurrence import last_states, token_batches, with_dtype
 from .recurrent import initialize_recurrent
+from .sentence_encoding import SentenceEncoderMixin
 
 
 @dataclass
@@ -89,7 +86,7 @@ def _reorder(states: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
     return states.gather(1, order.unsqueeze(-1).expand(-1, -1, states.size(-1)))
 
 
-class PictaleSkipThoughtsEncoder(PictaleSkipThoughtsPreTrainedModel):
+class PictaleSkipThoughtsEncoder(SentenceEncoderMixin, PictaleSkipThoughtsPreTrainedModel):
     """The sentence encoder.
 
     Example:
@@ -110,7 +107,6 @@ class PictaleSkipThoughtsEncoder(PictaleSkipThoughtsPreTrainedModel):
         if "reverse_gru" in widths:
             self.reverse_gru = nn.GRU(config.embedding_size, widths["reverse_gru"], batch_first=True)
         self.dropout = nn.Dropout(config.dropout)
-        self._tokenizer: Any = None
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -129,7 +125,7 @@ class PictaleSkipThoughtsEncoder(PictaleSkipThoughtsPreTrainedModel):
             attention_mask = input_ids.ne(self.config.pad_token_id)
         lengths = attention_mask.long().sum(1).clamp_min(1)  # [B]
         embedded = self.dropout(self.words.embed(input_ids))  # [B, T, E]
-        states = [gru(embedded)[0] for gru, backwards in self._directions() if not backwards]  # [B, T, D'] each
+        states = [gru(embedded)[0] for gru, backwards in self.directions() if not backwards]  # [B, T, D'] each
         # Right padding comes after the last word, so a forward GRU's state there has never seen it.
         last = (lengths - 1).view(-1, 1, 1)
         ends = [s.gather(1, last.expand(-1, 1, s.size(-1))).squeeze(1) for s in states]
@@ -141,180 +137,19 @@ class PictaleSkipThoughtsEncoder(PictaleSkipThoughtsPreTrainedModel):
             states.append(_reorder(backward, turned))
         return SkipThoughtsOutput(thought=torch.cat(ends, -1), last_hidden_state=torch.cat(states, -1))  # [B, (T,) D]
 
-    def _directions(self) -> list[tuple[nn.GRU, bool]]:
+    def directions(self) -> list[tuple[nn.GRU, bool]]:
         """The GRUs whose last states make a thought, in its order, and whether each reads backwards."""
         forward = [self.gru, *([self.second_gru] if hasattr(self, "second_gru") else [])]
         backward = [self.reverse_gru] if hasattr(self, "reverse_gru") else []
         return [(gru, False) for gru in forward] + [(gru, True) for gru in backward]
 
-    @torch.no_grad()
-    def encode(
-        self,
-        sentences: Sequence[str],
-        tokenizer: Any = None,
-        batch_size: int = 2048,
-        normalize: bool = True,
-        *,
-        batch_tokens: int = 16384,
-        dtype: torch.dtype | None = None,
-        progress: bool = False,
-    ) -> np.ndarray:
-        """Vectors of sentences, in the caller's order, computed on the model's device without dropout.
-
-        Args:
-            sentences: Texts; an empty one is encoded as `<s> </s>`, one over `max_tokens` tokens is cut.
-            tokenizer: The model's tokenizer; None loads it from the folder the model came from.
-            batch_size, batch_tokens: At most so many sentences and tokens a step; sentences are sorted by length, and
-                nothing is computed on padding (`packed_recurrence`). Neither changes a vector.
-            normalize: Scale each vector to length 1, as the original storyteller did.
-            dtype: What is computed in: `torch.bfloat16` (cosine to the float32 vector above 0.999) or `torch.float16`
-                where the machine multiplies them fast; None: the model's own, or that of a surrounding `autocast`.
-            progress: Show a bar.
-
-        Returns:
-            float32 array [len(sentences), D].
-        """
-        if isinstance(sentences, str):
-            raise TypeError("encode takes a list of sentences; put the one sentence in a list.")
-        vectors = np.zeros((len(sentences), self.config.hidden_size), dtype=np.float32)
-        if not len(sentences):
-            return vectors
-        kind = self.device.type
-        if dtype is None:
-            dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.dtype
-        ids, starts = self._token_ids(sentences, tokenizer or self.tokenizer)
-        lengths = np.diff(starts)
-        directions = [(with_dtype(gru, dtype), backwards) for gru, backwards in self._directions()]
-        bar = tqdm(total=len(sentences), unit="sentence", disable=not progress)
-        with bar, torch.autocast(kind, enabled=False):
-            for rows in token_batches(lengths, batch_tokens, batch_size):
-                thought = self._thoughts(ids, starts[rows], lengths[rows], directions, dtype).float()  # [b, D]
-                if normalize:
-                    thought = nn.functional.normalize(thought, dim=-1)
-                vectors[rows] = thought.cpu().numpy()
-                bar.update(len(rows))
-        return vectors
-
-    def _thoughts(
-        self,
-        ids: np.ndarray,
-        starts: np.ndarray,
-        lengths: np.ndarray,
-        directions: list[tuple[nn.GRU, bool]],
-        dtype: torch.dtype,
-    ) -> torch.Tensor:
-        """Thoughts [b, D] of the sentences `ids[start : start + length]`, from the longest to the shortest."""
-        starts, ends = starts[:, None], (starts + lengths)[:, None]
-        steps = np.arange(lengths[0])
-        places = np.minimum(starts + steps, ends - 1)  # [b, T]; what stands after the end is not read
-        words, index = np.unique(ids[places], return_inverse=True)  # [U], [b, T]
-        table = self.words.embed(torch.from_numpy(words).to(self.device)).to(dtype)  # [U, E]
-        thoughts = []
-        for gru, backwards in directions:
-            if backwards:
-                index = np.take_along_axis(index, np.maximum(lengths[:, None] - 1 - steps, 0), 1)
-            thoughts.append(last_states(gru, table, torch.from_numpy(index).to(self.device), lengths))
-        return torch.cat(thoughts, -1)
-
-    def _token_ids(self, sentences: Sequence[str], tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Ids of all sentences int64 [n], over-long ones cut before `</s>`, and where each starts, int64 [len + 1].
-
-        The Rust tokenizer is called directly: building transformers' BatchEncoding takes longer than the encoder does.
-        """
-        limit, end = self.config.max_tokens, self.config.eos_token_id
-        ids, starts = array("q"), array("q", [0])
-        for start in range(0, len(sentences), 8192):  # its encodings are bigger than what is kept of them
-            for encoding in tokenizer.backend_tokenizer.encode_batch_fast(list(sentences[start : start + 8192])):
-                row = encoding.ids or [self.config.pad_token_id]  # a tokenizer without `<s>` and `</s>`
-                ids.extend(row if len(row) <= limit else [*row[: limit - 1], end])
-                starts.append(len(ids))
-        return np.frombuffer(ids, dtype=np.int64), np.frombuffer(starts, dtype=np.int64)
-
-    def nearest(
-        self,
-        queries: Sequence[str],
-        sentences: Sequence[str],
-        k: int = 5,
-        vectors: np.ndarray | None = None,
-        **encode: Any,
-    ) -> list[list[Neighbour]]:
-        """The sentences whose thoughts are nearest to each query's, by cosine, best first.
-
-        Args:
-            queries: Texts.
-            sentences: Texts to choose from.
-            k: Neighbours of each query.
-            vectors: [len(sentences), D] if they are encoded already (a memory-mapped array stays on disk).
-            encode: Options of `encode`.
-
-        Returns:
-            A list of `Neighbour(text, similarity, index)` for every query.
-
-        Raises:
-            TextError: no sentences, k below 1, or vectors that are not these sentences'.
-        """
-        if isinstance(queries, str) or isinstance(sentences, str):
-            raise TypeError("nearest takes lists of sentences; put the one sentence in a list.")
-        if vectors is None:
-            vectors = self.encode(sentences, **encode)
-        if vectors.shape != (len(sentences), self.config.hidden_size):
-            raise TextError(
-                f"The vectors have the shape {vectors.shape}; {len(sentences)} sentences of this encoder give "
-                f"({len(sentences)}, {self.config.hidden_size})."
-            )
-        rows, cosines = nearest_rows(self.encode(queries, **encode), row_blocks(vectors), k)
-        return [
-            [Neighbour(sentences[i], float(c), int(i)) for i, c in zip(*found, strict=True)]
-            for found in zip(rows, cosines, strict=True)
-        ]
-
-    @torch.no_grad()
-    def nearest_words(self, words: Sequence[str], k: int = 10, tokenizer: Any = None) -> list[list[Neighbour]]:
-        """The vocabulary's words nearest to each given word, by the cosine of their input vectors, best first.
-
-        Args:
-            words: Words as `modeling.tokenization.split_words` gives them, none of them its own neighbour.
-            k: Neighbours of each word.
-            tokenizer: The model's tokenizer; None loads it from the folder the model came from.
-
-        Returns:
-            A list of `Neighbour(word, cosine, id)` for every word.
-
-        Raises:
-            TextError: a word that the vocabulary does not hold, or k below 1.
-        """
-        if isinstance(words, str):
-            raise TypeError("nearest_words takes a list of words; put the one word in a list.")
-        if k < 1:
-            raise TextError(f"k is the number of neighbours, 1 or more, not {k}.")
-        tokenizer = tokenizer or self.tokenizer
-        ids, starts = self._token_ids(words, tokenizer)
-        special = set(tokenizer.all_special_ids)
-        queries = []
-        for word, start, stop in zip(words, starts, starts[1:], strict=False):
-            found = [i for i in ids[start:stop].tolist() if i not in special]
-            if len(found) != 1:
-                raise TextError(f"'{word[:60]}' is not one word of this encoder's vocabulary: try another spelling.")
-            queries.append(found[0])
-        table = self.words.embed(torch.arange(self.config.vocab_size, device=self.device)).float().cpu().numpy()
-        rows, cosines = nearest_rows(table[queries], row_blocks(table), k + 1 + len(special))
-        names = tokenizer.convert_ids_to_tokens(range(self.config.vocab_size))
-        neighbours = []
-        for query, *found in zip(queries, rows, cosines, strict=True):
-            kept = [(i, c) for i, c in zip(*found, strict=True) if i != query and i not in special]
-            neighbours.append([Neighbour(names[i], float(c), int(i)) for i, c in kept[:k]])
-        return neighbours
-
-    @property
-    def tokenizer(self) -> Any:
-        """The tokenizer saved beside the weights, loaded at first use."""
-        if self._tokenizer is None:
-            self._tokenizer = AutoTokenizer.from_pretrained(self.config.name_or_path)
-        return self._tokenizer
-
-    @tokenizer.setter
-    def tokenizer(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
+    def fingerprint(self) -> str:
+        """Twelve hex digits that change with any weight beyond float16 precision, dtype and device aside."""
+        digest = hashlib.sha256(json.dumps([self.config.hidden_size, self.config.vocab_size]).encode())
+        for name, parameter in sorted(self.state_dict().items()):
+            values = parameter.detach().cpu().half().contiguous().numpy()
+            digest.update(name.encode() + zlib.crc32(values.tobytes()).to_bytes(4, "big"))
+        return digest.hexdigest()[:12]
 
 
 class NeighbourDecoder(nn.Module):
