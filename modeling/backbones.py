@@ -7,9 +7,11 @@ BatchNorm epsilon and the order of the layers follow it, so weights converted fr
 
 A backbone is an `nn.Module` with
     forward(pixel_values [B, 3, H, W]) -> [B, C, h, w],
-    channels (int, C), stride (int, h = ceil(H / stride)), fuse() -> a copy for inference only, and
+    channels (int, C), stride (int, about H / h), grid(H, W) -> (h, w), fuse() -> a copy for inference only, and
     stages() -> its parts in order from the input, which together hold every parameter once.
-`build_backbone` finds one by name; `register_backbone` adds a name.
+One that needs more than its name to be built again has it in `options` (dict), which a captioner keeps in its
+configuration. `build_backbone` finds one by name; `register_backbone` adds a name; those of torchvision, timm and
+transformers are in `backbones_external.py`.
 
 Shapes: B batch, C channels, H x W pixels, h x w grid.
 """
@@ -24,6 +26,7 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from .backbones_external import ALIASES, LIBRARIES, build_external, did_you_mean, is_external
 from .errors import ModelFolderError
 
 # Stage table of EfficientNet-Lite0: repeats, kernel, stride, expansion, output channels.
@@ -131,6 +134,10 @@ class EfficientNetLite(nn.Module):
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         return self.head(self.blocks(self.stem(pixel_values)))  # [B, C, H/32, W/32]
 
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """(h, w) for a picture of height x width."""
+        return math.ceil(height / self.stride), math.ceil(width / self.stride)
+
     def stages(self) -> list[nn.Module]:
         """Stem, the seven stages of blocks, head: for training only the last of them."""
         starts = [0, *self.stage_ends[:-1]]
@@ -176,12 +183,19 @@ def build_backbone(name: str, **options) -> nn.Module:
     """An untrained backbone by name.
 
     Args:
-        name (str): a key of `BACKBONES`.
+        name (str): a key of `BACKBONES`, a plain name such as resnet101 or vgg19, or torchvision:NAME, timm:NAME or
+            transformers:ID (see `backbones_external`).
         options: passed to its factory, e.g. `width=0.25` for a tiny one.
 
     Raises:
-        ModelFolderError: the name is not known.
+        ModelFolderError: the name is not known, or needs a package that is not installed or does not work.
     """
-    if name not in BACKBONES:
-        raise ModelFolderError(f"The backbone '{name}' is not known; use one of: {', '.join(BACKBONES)}.")
-    return BACKBONES[name](**options)
+    if name in BACKBONES:
+        return BACKBONES[name](**options)
+    if is_external(name):
+        return build_external(name, **options)
+    hint = did_you_mean(name, [*BACKBONES, *ALIASES])
+    raise ModelFolderError(
+        f"The backbone '{name}' is not known{': ' + hint + '?' if hint else '.'} Use one of {', '.join(BACKBONES)}, "
+        f"a plain name such as resnet101 or vgg19, or {', '.join(f'{library}:NAME' for library in LIBRARIES)}."
+    )

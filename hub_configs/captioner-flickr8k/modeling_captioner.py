@@ -84,6 +84,7 @@ class CaptionerEncoder(nn.Module):
     def __init__(self, config: PictaleCaptionerConfig):
         super().__init__()
         self.backbone = build_backbone(config.backbone, **config.backbone_options)
+        config.backbone_options |= getattr(self.backbone, "options", {})  # so that it can be rebuilt offline
         self.frozen, self.train_batch_norm = config.freeze_backbone, config.train_batch_norm
         stages = [] if self.frozen else self.backbone.stages()
         learning = len(stages) if config.trainable_stages is None else config.trainable_stages
@@ -273,8 +274,7 @@ class PictaleCaptionerForConditionalGeneration(PreTrainedModel, GenerationMixin)
     @property
     def grid_size(self) -> tuple[int, int]:
         """Rows and columns of the region grid, h * w = P."""
-        side = -(-self.config.image_size // self.encoder.backbone.stride)
-        return side, side
+        return self.encoder.backbone.grid(self.config.image_size, self.config.image_size)
 
     def embed(self, ids: torch.LongTensor) -> torch.Tensor:
         """Word vectors [..., E] of ids [...]."""
