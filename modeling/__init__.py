@@ -9,14 +9,23 @@ Importing this package downloads nothing and loads no weights.
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageTextToText, AutoModelForSeq2SeqLM
 
 from .configuration_captioner import PictaleCaptionerConfig
+from .configuration_originals import (
+    PictaleOriginalDecoderConfig,
+    PictaleOriginalEmbeddingConfig,
+    PictaleOriginalSkipThoughtsConfig,
+)
 from .configuration_skip_thoughts import PictaleSkipThoughtsConfig
 from .configuration_story_decoder import PictaleStoryDecoderConfig
 from .errors import DataError, ImageError, ModelFolderError, PictaleError, RecipeError, StyleError
 from .image_processing_captioner import PictaleImageProcessor
 from .images import load_image
 from .modeling_captioner import PictaleCaptionerForConditionalGeneration
+from .modeling_original_decoder import PictaleOriginalDecoder
+from .modeling_original_embedding import PictaleOriginalJointEmbedding
+from .modeling_original_encoder import PictaleOriginalSkipThoughtsEncoder
 from .modeling_skip_thoughts import PictaleSkipThoughtsEncoder, PictaleSkipThoughtsForPreTraining
 from .modeling_story_decoder import PictaleStoryDecoderForConditionalGeneration
+from .original_storyteller import OriginalStoryteller
 from .pipeline_story import StoryPipeline
 from .story_types import Candidate, Caption, StoryOptions, StoryResult
 from .styles import Style, make_style
@@ -26,6 +35,9 @@ for _config in (PictaleCaptionerConfig, PictaleSkipThoughtsConfig, PictaleStoryD
 AutoModelForImageTextToText.register(PictaleCaptionerConfig, PictaleCaptionerForConditionalGeneration, exist_ok=True)
 AutoModel.register(PictaleSkipThoughtsConfig, PictaleSkipThoughtsEncoder, exist_ok=True)
 AutoModelForSeq2SeqLM.register(PictaleStoryDecoderConfig, PictaleStoryDecoderForConditionalGeneration, exist_ok=True)
+for _model in (PictaleOriginalSkipThoughtsEncoder, PictaleOriginalDecoder, PictaleOriginalJointEmbedding):
+    AutoConfig.register(_model.config_class.model_type, _model.config_class, exist_ok=True)
+    AutoModel.register(_model.config_class, _model, exist_ok=True)
 AutoImageProcessor.register(
     PictaleCaptionerConfig, image_processor_classes={"pil": PictaleImageProcessor}, exist_ok=True
 )
@@ -36,10 +48,17 @@ __all__ = [
     "DataError",
     "ImageError",
     "ModelFolderError",
+    "OriginalStoryteller",
     "PictaleCaptionerConfig",
     "PictaleCaptionerForConditionalGeneration",
     "PictaleError",
     "PictaleImageProcessor",
+    "PictaleOriginalDecoder",
+    "PictaleOriginalDecoderConfig",
+    "PictaleOriginalEmbeddingConfig",
+    "PictaleOriginalJointEmbedding",
+    "PictaleOriginalSkipThoughtsConfig",
+    "PictaleOriginalSkipThoughtsEncoder",
     "PictaleSkipThoughtsConfig",
     "PictaleSkipThoughtsEncoder",
     "PictaleSkipThoughtsForPreTraining",
