@@ -1,9 +1,12 @@
 """Task files, baselines and the report of `training.evaluate_sentences`."""
+# ruff: noqa: E402
 
 import json
 
 import numpy as np
 import pytest
+
+pytest.importorskip("sklearn", reason="scikit-learn is not installed: pip install -r training/requirements.txt")
 
 from modeling import DataError
 from modeling.treebank import treebank_words

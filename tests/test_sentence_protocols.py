@@ -1,7 +1,11 @@
 """Each evaluation protocol on data small enough to check by hand or against a plain re-implementation."""
+# ruff: noqa: E402
 
 import numpy as np
 import pytest
+
+pytest.importorskip("sklearn", reason="scikit-learn is not installed: pip install -r training/requirements.txt")
+
 from scipy.stats import pearsonr, spearmanr
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score

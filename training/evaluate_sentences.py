@@ -9,12 +9,13 @@ the model stand its untrained twin (same configuration, several seeds), the mean
 logistic regression, the mean of the word vectors of a file, and the figures of the paper.
 
 Differences from the original: words are the model's own; this project's encoder reads `<s>` and `</s>` around every
-sentence, where the original adds an end mark on SICK only.
+sentence, where the original (and a converted one, `training/convert_original.py`) adds an end mark on SICK only.
 """
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import sys
 import time
@@ -24,10 +25,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModel
 
 from modeling.errors import PictaleError
-from modeling.model_folder import load_component
+from modeling.sentence_features import load_sentence_encoder
 
 from .recipes import dataset_location
 from .sentence_baselines import (
@@ -163,8 +163,7 @@ def evaluate(
     """
     start = time.perf_counter()
     loaded = {name: read_task(dataset_location(data), name) for name in tasks}
-    encoder = load_component(AutoModel.from_pretrained, Path(model), "sentence encoder").eval()
-    encoder.to("cuda" if torch.cuda.is_available() else "cpu")
+    encoder = load_sentence_encoder(model)
     rows = {"model": score_all(loaded, _encode_with(encoder), "model")}
     if baselines:
         seeds = [score_all(loaded, _encode_with(untrained_twin(encoder, s)), f"untrained {s}") for s in range(twins)]
@@ -190,7 +189,9 @@ def evaluate(
 
 
 def _encode_with(encoder: Any) -> Callable[[list[str], bool], np.ndarray]:
-    return lambda sentences, eos: encoder.encode(sentences, batch_size=256)
+    """`encode` of the encoder, with its end mark where it has the choice and the text wants one."""
+    chooses = "use_eos" in inspect.signature(encoder.encode).parameters
+    return lambda sentences, eos: encoder.encode(sentences, **({"use_eos": eos} if chooses else {}))
 
 
 def markdown(report: dict[str, Any]) -> str:

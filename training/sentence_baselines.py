@@ -71,7 +71,10 @@ class SentenceVectors:
 
 
 def untrained_twin(encoder: Any, seed: int) -> Any:
-    """A model of the same class and configuration, with the weights that training starts from."""
+    """A model of the same class and configuration, with the weights that training starts from.
+
+    Word vectors that lie in a file beside the weights (a converted original) are the trained ones all the same.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         twin = type(encoder)(encoder.config)
@@ -80,7 +83,12 @@ def untrained_twin(encoder: Any, seed: int) -> Any:
 
 
 def mean_word_vectors(encoder: Any) -> Callable[[list[str], bool], np.ndarray]:
-    """Mean of the model's own word vectors over a sentence, its special tokens aside [n, E]."""
+    """Mean of the model's own word vectors over a sentence, its special tokens aside [n, E], length 1.
+
+    An encoder that keeps its words in its own way has a method `mean_word_vectors(sentences)`.
+    """
+    if hasattr(encoder, "mean_word_vectors"):
+        return lambda sentences, eos: _unit(encoder.mean_word_vectors(sentences))
     config = encoder.config
     special = torch.tensor([config.pad_token_id, config.bos_token_id, config.eos_token_id])
 
