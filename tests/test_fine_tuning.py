@@ -13,7 +13,7 @@ from modeling.configuration_captioner import PictaleCaptionerConfig
 from modeling.errors import ModelFolderError, RecipeError
 from modeling.image_processing_captioner import PictaleImageProcessor
 from modeling.modeling_captioner import PictaleCaptionerForConditionalGeneration
-from training import train_captioner
+from training import captioner_recipe, train_captioner
 from training.loop import LoopOptions, parameter_groups
 from training.photo_sources import AugmentOptions, FrozenStages, Photographs, is_chain, open_source
 from training.recipes import read_recipe
@@ -276,9 +276,9 @@ def test_tuned_backbone_is_in_the_folder_and_fuses(photos, first_stage, tmp_path
 
 
 def test_the_backbone_of_initial_is_frozen_unless_the_recipe_says_otherwise(first_stage):
-    data = train_captioner.CaptionDataOptions([], [])
+    data = captioner_recipe.CaptionDataOptions([], [])
     recipe = train_captioner.CaptionerRecipe(data, LoopOptions("out"), initial=str(first_stage))
     for changes, learning in (({}, 0), ({"freeze_backbone": False, "trainable_stages": 1}, 3)):
         recipe.model = changes
-        model, _ = train_captioner.load_initial(recipe)
+        model, _ = captioner_recipe.load_initial(recipe)
         assert sum(p.requires_grad for p in model.encoder.backbone.parameters()) == learning

@@ -28,8 +28,8 @@ from PIL import Image, ImageEnhance
 from torch import nn
 
 from modeling.backbones import run_stages
+from modeling.captioner_encoder import CaptionerEncoder
 from modeling.errors import DataError, RecipeError
-from modeling.modeling_captioner import CaptionerEncoder
 
 from .caption_sources import image_names, say_skipped
 from .feature_cache import FeatureCache, decode_image, open_cache

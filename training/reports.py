@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,7 +44,8 @@ class RunReports:
 
     def __init__(self, accelerator: Accelerator, output: Path, total: int):
         self.accelerator, self.output, self.total = accelerator, output, total
-        self.drawing = can_draw()
+        self.drawing, self.drawn = can_draw(), None
+        logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)  # it warns of tied weights at every save
         self.bar = tqdm(total=total, disable=not accelerator.is_main_process or not sys.stderr.isatty(), unit="step")
 
     def start(self, options: Any, step: int = 0) -> None:
@@ -88,10 +91,13 @@ class RunReports:
         if kind == "train":
             self.bar.set_postfix(loss=f"{record['loss']:.3f}", refresh=False)
 
-    def draw(self) -> None:
-        """Draw curves.png anew where matplotlib is installed. A picture that fails must not cost the run."""
-        if not self.drawing or not self.accelerator.is_main_process:
+    def draw(self, last: bool = False) -> None:
+        """Draw curves.png anew where matplotlib is installed, at most twice a minute but for the last time. A picture
+        that fails must not cost the run."""
+        recent = self.drawn is not None and time.monotonic() - self.drawn < 30
+        if not self.drawing or not self.accelerator.is_main_process or (recent and not last):
             return
+        self.drawn = time.monotonic()
         try:
             draw_runs([read_run(self.output)], self.output / "curves.png")
         except PictaleError:
@@ -102,6 +108,6 @@ class RunReports:
 
     def close(self) -> None:
         self.bar.close()
-        self.draw()
+        self.draw(last=True)
         if self.accelerator.log_with:
             self.accelerator.end_training()

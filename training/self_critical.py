@@ -31,12 +31,9 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import ModelOutput
 
+from modeling.captioner_encoder import CaptionerEncoderOutput
 from modeling.errors import RecipeError
-from modeling.modeling_captioner import (
-    IGNORE_INDEX,
-    CaptionerEncoderOutput,
-    PictaleCaptionerForConditionalGeneration,
-)
+from modeling.modeling_captioner import IGNORE_INDEX, PictaleCaptionerForConditionalGeneration
 from modeling.tokenization import split_words
 
 from .cider_reward import END, CiderReward

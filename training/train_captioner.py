@@ -19,8 +19,8 @@ photographs and scored with CIDEr; the best weights lie in `<output_dir>/best`, 
 loss counting the same. The launcher is accelerate's; its --cpu starts one process whatever --num_processes says, and
 several without a GPU come from --multi_gpu (which is torchrun) with ACCELERATE_USE_CPU=1, as in the last line. On
 several machines run the same line on each, with --num_machines 2 --machine_rank 0 (and 1) --main_process_ip ADDRESS
---main_process_port 29500 and --num_processes counting all machines; `data.cache_dir` and `training.output_dir` must be
-on a disk that all of them see.
+--main_process_port 29500 and --num_processes counting all machines; `training.output_dir` must be on a disk that all of
+them see, `data.cache_dir` may be.
 """
 
 from __future__ import annotations
@@ -28,10 +28,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -40,153 +38,23 @@ from accelerate import PartialState
 from accelerate.utils import gather_object, parse_flag_from_env
 from accelerate.utils.memory import should_reduce_batch_size
 from torch.utils.data import DataLoader
-from transformers import GenerationConfig, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
-from modeling.configuration_captioner import PictaleCaptionerConfig
-from modeling.errors import DataError, PictaleError, RecipeError
-from modeling.image_processing_captioner import PictaleImageProcessor
+from modeling.errors import DataError, PictaleError
 from modeling.modeling_captioner import PictaleCaptionerForConditionalGeneration
 from modeling.text import clean_text
-from modeling.tokenization import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 
-from .backbone_weights import backbone_preprocessing, load_backbone_weights
-from .data_captions import CaptionExamples, CaptionSplit, EpochBatches, build_tokenizer, collate, read_split
+from .captioner_recipe import CaptionDataOptions, CaptionerRecipe, starting_point
+from .data_captions import CaptionExamples, CaptionSplit, EpochBatches, collate, read_split
 from .feature_cache import FeatureCache
-from .loop import LoopOptions, parameter_groups, prepare_output_dir, train
+from .loop import TrainResult, parameter_groups, prepare_output_dir, train
 from .metrics_captions import cider
-from .photo_sources import AugmentOptions, Photographs, open_source
-from .recipes import dataset_location, read_recipe, recipe_parser
-from .self_critical import NumberedExamples, SelfCriticalCaptioner, SelfCriticalOptions, caption_scorer
-from .word_vectors import start_from_word_vectors
+from .photo_sources import Photographs, open_source
+from .recipes import read_recipe, recipe_parser
+from .self_critical import NumberedExamples, SelfCriticalCaptioner, caption_scorer
 
-
-@dataclass
-class CaptionDataOptions:
-    """The `data` section.
-
-    Args:
-        train, validation: data sets, mixed; names or objects as `training.caption_sources` describes them.
-        train_split, validation_split: the split read from each.
-        cache_dir: where backbone features are kept.
-        mirror: also learn from mirrored photographs, except for captions that say left or right.
-        vocabulary, vocabulary_size: "words" or "bpe", and the most entries, see `build_tokenizer`.
-        min_count: a word seen less often is unknown.
-        max_words: longer captions are not trained on.
-        augment: crop and recolour the training photographs; they are then decoded in every epoch.
-        workers: processes that decode photographs while the model trains, where no features are cached.
-        captions_per_image: captions of a photograph in one batch.
-        batch_size: photographs in a batch of one process.
-        validation_images: photographs captioned at each evaluation.
-        limit: read only this many photographs of each data set; None reads all.
-    """
-
-    train: list[str | dict[str, Any]]
-    validation: list[str | dict[str, Any]]
-    train_split: str = "train"
-    validation_split: str = "validation"
-    cache_dir: str = "~/.cache/pictale/features"
-    mirror: bool = True
-    augment: AugmentOptions | None = None
-    workers: int = 0
-    vocabulary: str = "words"
-    vocabulary_size: int | None = None
-    min_count: int = 4
-    max_words: int = 24
-    captions_per_image: int = 5
-    batch_size: int = 64
-    validation_images: int = 500
-    limit: int | None = None
-
-
-@dataclass
-class CaptionerRecipe:
-    """A captioner recipe.
-
-    Args:
-        model: fields of `PictaleCaptionerConfig`; the vocabulary size comes from the data, and `image_size`, if not
-            given, is the one the backbone's weights were trained at.
-        data, training: the sections.
-        generation: settings saved as generation_config.json and used by the evaluation.
-        backbone_weights: "imagenet" (where they come from: `training.backbone_weights`), "random", or a .pth or
-            .safetensors file.
-        word_vectors: file of word vectors (see `training.word_vectors`) that a new captioner starts from.
-        initial: folder of a captioner to go on from; its weights, vocabulary and settings are kept, except for those
-            that `model` and `generation` change, and the backbone is frozen unless `model` says otherwise. None starts
-            anew.
-        self_critical: learn from the CIDEr of sampled captions instead of cross entropy.
-        backbone_learning_rate: peak rate of the backbone where `model.freeze_backbone` is false; None: the same rate
-            as the rest.
-    """
-
-    data: CaptionDataOptions
-    training: LoopOptions
-    model: dict[str, Any] = field(default_factory=dict)
-    generation: dict[str, Any] = field(default_factory=dict)
-    backbone_weights: str = "imagenet"
-    word_vectors: str | None = None
-    initial: str | None = None
-    self_critical: SelfCriticalOptions | None = None
-    backbone_learning_rate: float | None = None
-
-
-def load_initial(recipe: CaptionerRecipe) -> tuple[PictaleCaptionerForConditionalGeneration, PreTrainedTokenizerFast]:
-    """The captioner and the tokenizer of `recipe.initial`, with the settings that the recipe changes.
-
-    Raises:
-        RecipeError: the folder holds no captioner, or `model` asks for another architecture.
-    """
-    folder = recipe.initial
-    try:
-        config = PictaleCaptionerConfig.from_pretrained(folder)
-        unknown = [name for name in recipe.model if not hasattr(config, name)]
-        if unknown:
-            raise RecipeError(f"model: '{unknown[0]}' is no field of a captioner's config.")
-        changes = {"freeze_backbone": True, "trainable_stages": None, **recipe.model}
-        config = PictaleCaptionerConfig.from_pretrained(folder, **changes)
-        model = PictaleCaptionerForConditionalGeneration.from_pretrained(folder, config=config)
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    except (OSError, ValueError, RuntimeError) as error:
-        if isinstance(error, RecipeError):
-            raise
-        reason = str(error).strip().splitlines()[0]
-        raise RecipeError(
-            f"Cannot start from '{folder}': {reason} Give the folder of a trained captioner as `initial`, and in "
-            "`model` only what leaves the shape of its weights."
-        ) from None
-    model.generation_config.update(**recipe.generation)
-    return model, tokenizer
-
-
-def build_model(recipe: CaptionerRecipe, vocab_size: int) -> PictaleCaptionerForConditionalGeneration:
-    """A new captioner with backbone weights as the recipe says."""
-    torch.manual_seed(recipe.training.seed)
-    settings = {"backbone": PictaleCaptionerConfig().backbone, **recipe.model}
-    if "image_size" not in settings:
-        settings["image_size"] = backbone_preprocessing(settings["backbone"])["image_size"]
-    config = PictaleCaptionerConfig(vocab_size=vocab_size, **settings)
-    model = PictaleCaptionerForConditionalGeneration(config)
-    if recipe.backbone_weights != "random":
-        path = None if recipe.backbone_weights == "imagenet" else recipe.backbone_weights
-        load_backbone_weights(model.encoder.backbone, config.backbone, path)
-    model.generation_config = GenerationConfig(
-        pad_token_id=PAD_ID,
-        bos_token_id=BOS_ID,
-        eos_token_id=EOS_ID,
-        decoder_start_token_id=config.decoder_start_token_id,
-        suppress_tokens=[PAD_ID, BOS_ID, UNK_ID],
-        **recipe.generation,
-    )
-    return model
-
-
-def build_processor(recipe: CaptionerRecipe, config: PictaleCaptionerConfig) -> PictaleImageProcessor:
-    """Pictures as the weights that training starts from have seen them, at the size of the configuration."""
-    size = {"height": config.image_size, "width": config.image_size}
-    if recipe.initial:
-        return PictaleImageProcessor.from_pretrained(recipe.initial, size=size)
-    seen = backbone_preprocessing(config.backbone)
-    return PictaleImageProcessor(size=size, image_mean=seen["image_mean"], image_std=seen["image_std"])
+__all__ = ["CaptionDataOptions", "CaptionerRecipe", "Evaluation", "main", "run", "save_captioner"]
 
 
 def caption_features(
@@ -262,27 +130,32 @@ def load_data(
     splits, sources = [read_split(name, split, data.limit) for name in names], []
     more = {"views": 2 if data.mirror else 1, "augment": data.augment} if training else {}
     for part in splits:
-        with PartialState().main_process_first():  # one process computes, the others read
-            sources.append(open_source(encoder, processor, part.images, data.cache_dir, label=part.name, **more))
+        sources.append(open_source(encoder, processor, part.images, data.cache_dir, label=part.name, **more))
     return splits, sources
 
 
-def run(recipe: CaptionerRecipe, resume: bool = False):
-    """Train as `recipe` says; returns `training.loop.TrainResult`."""
+def make_loader(recipe: CaptionerRecipe, examples: CaptionExamples) -> DataLoader:
+    """Batches of `examples`, with the photographs' numbers where the reward asks for them."""
+    dataset, join = (
+        (NumberedExamples(examples), NumberedExamples.collate) if recipe.self_critical else (examples, collate)
+    )
+    workers = recipe.data.workers if examples.kind == "pixel_values" else 0
+    return DataLoader(
+        dataset,
+        batch_sampler=EpochBatches(len(examples), recipe.data.batch_size, recipe.training.seed),
+        collate_fn=partial(join, kind=examples.kind),
+        num_workers=workers,
+        persistent_workers=workers > 0,
+    )
+
+
+def run(recipe: CaptionerRecipe, resume: bool = False) -> TrainResult:
+    """Train as `recipe` says."""
     data = recipe.data
     # made before anything asks for it, and with the flag of `accelerate launch --cpu`, which it does not read by itself
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
     prepare_output_dir(recipe.training.output_dir, resume)
-    if recipe.initial:
-        model, tokenizer = load_initial(recipe)
-    else:  # the vocabulary decides the size of the model, so captions are read before features are computed
-        texts = [read_split(name, data.train_split, data.limit) for name in data.train]
-        tokenizer = build_tokenizer(texts, data.min_count, data.vocabulary, data.vocabulary_size)
-        model = build_model(recipe, len(tokenizer))
-        if recipe.word_vectors:
-            known = start_from_word_vectors(model, tokenizer, dataset_location(recipe.word_vectors))
-            state.print(f"{known} of {len(tokenizer)} words start from {recipe.word_vectors}", file=sys.stderr)
-    processor = build_processor(recipe, model.config)
+    model, tokenizer, processor = starting_point(recipe)
     examples = CaptionExamples(
         *load_data(recipe, data.train, data.train_split, model.encoder, processor, training=True),
         tokenizer,
@@ -299,19 +172,10 @@ def run(recipe: CaptionerRecipe, resume: bool = False):
         f"{data.batch_size * state.num_processes * recipe.training.gradient_accumulation_steps} photographs a step",
         file=sys.stderr,
     )
-    batches = EpochBatches(len(examples), data.batch_size, recipe.training.seed)
-    trained_model, dataset, join = model, examples, collate
+    trained_model, loader = model, make_loader(recipe, examples)
     if recipe.self_critical:
         score = caption_scorer(examples.captions, tokenizer, model.config.eos_token_id)
         trained_model = SelfCriticalCaptioner(model, score, recipe.self_critical)
-        dataset, join = NumberedExamples(examples), NumberedExamples.collate
-    loader = DataLoader(
-        dataset,
-        batch_sampler=batches,
-        collate_fn=partial(join, kind=examples.kind),
-        num_workers=data.workers if examples.kind == "pixel_values" else 0,
-        persistent_workers=data.workers > 0 and examples.kind == "pixel_values",
-    )
     rates = {"encoder.backbone": recipe.backbone_learning_rate} if recipe.backbone_learning_rate else None
     evaluation = Evaluation(split, source, tokenizer, data.validation_images)
     return train(
