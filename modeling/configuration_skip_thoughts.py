@@ -7,6 +7,7 @@ from transformers import PreTrainedConfig
 from .errors import ModelFolderError
 
 ENCODER_TYPES = ("uni", "bi", "combine")
+OUTPUT_LAYERS = ("tied", "plain")
 
 
 class PictaleSkipThoughtsConfig(PreTrainedConfig):
@@ -22,6 +23,8 @@ class PictaleSkipThoughtsConfig(PreTrainedConfig):
         hidden_size: D, width of a thought vector, whatever the encoder type.
         decoder_hidden_size: Width of the previous- and next-sentence decoders.
         condition_size: Width to which the thought is projected before each decoder step.
+        output_layer: Of the two decoders: "tied" to the word vectors, adaptive where they are, or "plain", as in the
+            paper: a softmax over all words with weights of its own.
         dropout: On word vectors and decoder states, in training only.
         contrastive_weight: Weight of telling the next sentence from the other sentences of the batch, beside writing it
             (Logeswaran and Lee, arXiv:1803.02893); 0: the objective of 2015 alone.
@@ -35,7 +38,7 @@ class PictaleSkipThoughtsConfig(PreTrainedConfig):
             (`vocabulary_expansion.VocabularyExpansion`).
 
     Raises:
-        ModelFolderError: an encoder type that does not exist, or a width it cannot be divided into.
+        ModelFolderError: an encoder type or output layer that does not exist, or a width it cannot be divided into.
     """
 
     model_type = "pictale_skip_thoughts"
@@ -50,6 +53,7 @@ class PictaleSkipThoughtsConfig(PreTrainedConfig):
         hidden_size: int = 640,
         decoder_hidden_size: int = 512,
         condition_size: int = 256,
+        output_layer: str = "tied",
         dropout: float = 0.1,
         contrastive_weight: float = 0.0,
         contrastive_size: int = 256,
@@ -62,6 +66,8 @@ class PictaleSkipThoughtsConfig(PreTrainedConfig):
     ) -> None:
         if encoder_type not in ENCODER_TYPES:
             raise ModelFolderError(f"encoder_type '{encoder_type}' is not known; use {', '.join(ENCODER_TYPES)}.")
+        if output_layer not in OUTPUT_LAYERS:
+            raise ModelFolderError(f"output_layer '{output_layer}' is not known; use {', '.join(OUTPUT_LAYERS)}.")
         parts = {"uni": 1, "bi": 2, "combine": 4}[encoder_type]
         if hidden_size % parts:
             raise ModelFolderError(f"hidden_size {hidden_size} of a '{encoder_type}' encoder must divide by {parts}.")
@@ -73,6 +79,7 @@ class PictaleSkipThoughtsConfig(PreTrainedConfig):
         self.hidden_size = hidden_size
         self.decoder_hidden_size = decoder_hidden_size
         self.condition_size = condition_size
+        self.output_layer = output_layer
         self.dropout = dropout
         self.contrastive_weight = contrastive_weight
         self.contrastive_size = contrastive_size

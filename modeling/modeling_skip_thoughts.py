@@ -12,7 +12,8 @@ and Lee, arXiv:1803.02893), which teaches meaning at a fraction of the cost of w
     loss += w * cross entropy(cos(P thought, Q thought') / temperature), thought' of the next sentences
 
 As in the paper, word vectors and output layer are shared by encoder and both decoders, and the thought is seen at every
-decoder step. Unlike it, the output layer is an adaptive softmax tied to the word vectors.
+decoder step. Unlike it, the output layer is an adaptive softmax tied to the word vectors, unless `output_layer` says
+otherwise.
 
 Shapes: B sentences, T tokens, E word width, D thought width, V vocabulary.
 """
@@ -152,6 +153,19 @@ class PictaleSkipThoughtsEncoder(SentenceEncoderMixin, PictaleSkipThoughtsPreTra
         return digest.hexdigest()[:12]
 
 
+def mean_over_processes(losses: torch.Tensor, training: bool) -> torch.Tensor:
+    """Mean of losses [N].
+
+    In training, where several processes have batches of different N and the mean of their gradients is taken, it is
+    scaled so that this is the gradient of the mean over the losses of all.
+    """
+    count = torch.tensor(float(len(losses)), device=losses.device)
+    if training and torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(count)
+        count = count / torch.distributed.get_world_size()
+    return losses.sum() / count
+
+
 class NeighbourDecoder(nn.Module):
     """Predicts one neighbouring sentence from a thought, teacher-forced (`decoder` of the paper)."""
 
@@ -163,15 +177,26 @@ class NeighbourDecoder(nn.Module):
         self.output = nn.Linear(config.decoder_hidden_size, config.embedding_size)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, thought: torch.Tensor, targets: torch.Tensor, words: AdaptiveVocabulary) -> torch.Tensor:
-        """thought [B, D], targets [B, U] as `<s> ... </s>` padded -> mean loss per token."""
+    def forward(
+        self,
+        thought: torch.Tensor,
+        targets: torch.Tensor,
+        words: AdaptiveVocabulary,
+        vocabulary: AdaptiveVocabulary | None = None,
+    ) -> torch.Tensor:
+        """thought [B, D], targets [B, U] as `<s> ... </s>` padded -> mean loss per token.
+
+        `vocabulary` is the output layer, None: `words`.
+        """
         inputs, labels = targets[:, :-1], targets[:, 1:]  # [B, U-1] each
         condition = self.condition(thought).unsqueeze(1).expand(-1, inputs.size(1), -1)  # [B, U-1, K]
         embedded = self.dropout(words.embed(inputs))
         steps = torch.cat([embedded, condition.to(embedded.dtype)], -1)  # [B, U-1, E + K]
         states, _ = self.gru(steps, self.initial(thought).tanh().to(steps.dtype).unsqueeze(0))
         real = labels.ne(words.padding_idx)
-        return words.loss(self.output(self.dropout(states[real])), labels[real]).mean()
+        hidden = self.output(self.dropout(states[real]))  # [real tokens, E]
+        losses = (words if vocabulary is None else vocabulary).loss(hidden, labels[real])
+        return mean_over_processes(losses, self.training)
 
 
 class PictaleSkipThoughtsForPreTraining(PictaleSkipThoughtsPreTrainedModel):
@@ -182,6 +207,9 @@ class PictaleSkipThoughtsForPreTraining(PictaleSkipThoughtsPreTrainedModel):
         self.encoder = PictaleSkipThoughtsEncoder(config)
         self.previous_decoder = NeighbourDecoder(config)
         self.next_decoder = NeighbourDecoder(config)
+        self.vocabulary = None
+        if config.output_layer == "plain":
+            self.vocabulary = AdaptiveVocabulary(config.vocab_size, config.embedding_size)
         if config.contrastive_weight:
             self.query = nn.Linear(config.hidden_size, config.contrastive_size)
             self.candidate = nn.Linear(config.hidden_size, config.contrastive_size)
@@ -200,9 +228,9 @@ class PictaleSkipThoughtsForPreTraining(PictaleSkipThoughtsPreTrainedModel):
         if previous_ids is None or next_ids is None:
             return output
         every = self.config.decoder_stride if self.training else 1
-        thought, words = output.thought[::every], self.encoder.words
-        output.previous_loss = self.previous_decoder(thought, previous_ids[::every], words)
-        output.next_loss = self.next_decoder(thought, next_ids[::every], words)
+        thought, words = output.thought[::every], (self.encoder.words, self.vocabulary)
+        output.previous_loss = self.previous_decoder(thought, previous_ids[::every], *words)
+        output.next_loss = self.next_decoder(thought, next_ids[::every], *words)
         output.loss = output.previous_loss + output.next_loss
         if self.config.contrastive_weight:
             output.contrastive_loss = self.contrastive_loss(output.thought, self.encoder(next_ids).thought, next_ids)
@@ -212,16 +240,17 @@ class PictaleSkipThoughtsForPreTraining(PictaleSkipThoughtsPreTrainedModel):
     def contrastive_loss(self, thought: torch.Tensor, following: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         """Thoughts [B, D] of sentences and of their next sentences `ids` [B, W] -> mean loss.
 
-        Two rows with the same next sentence ("Yes.") are not each other's negatives.
+        Two rows with the same next sentence ("Yes.") are not each other's negatives. With several processes each
+        chooses among the sentences of its own share of the batch.
         """
         query = nn.functional.normalize(self.query(thought).float(), dim=-1)
         candidate = nn.functional.normalize(self.candidate(following).float(), dim=-1)
         scores = query @ candidate.t() / self.config.contrastive_temperature  # [B, B]
         same = (ids.unsqueeze(0) == ids.unsqueeze(1)).all(-1)
         same.fill_diagonal_(False)
-        return nn.functional.cross_entropy(
-            scores.masked_fill(same, float("-inf")), torch.arange(len(ids), device=ids.device)
-        )
+        scores = scores.masked_fill(same, float("-inf"))
+        losses = nn.functional.cross_entropy(scores, torch.arange(len(ids), device=ids.device), reduction="none")
+        return mean_over_processes(losses, self.training)
 
 
 PictaleSkipThoughtsEncoder.register_for_auto_class("AutoModel")

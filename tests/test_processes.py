@@ -9,13 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from training import train_captioner
+from training import train_captioner, train_skip_thoughts
 from training.recipes import read_recipe
 from training.tiny_photos import write_tiny_photos
+from training.tiny_text import write_tiny_text
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RECIPE = REPOSITORY / "hub_configs" / "tiny-captioner" / "recipe.json"
 STEPS = 4
+needs_gloo = pytest.mark.skipif(
+    not torch.distributed.is_gloo_available(),
+    reason="this build of torch has no gloo, which processes without a GPU talk through",
+)
 
 
 def arguments(photos, output, batch_size):
@@ -38,25 +43,28 @@ def first_gradients(output):
     return [entry["exp_avg"] for entry in torch.load(path, weights_only=True)["state"].values()]
 
 
-def test_two_processes_learn_and_measure_what_one_does_with_the_same_global_batch(tmp_path):
-    pytest.importorskip("pycocoevalcap", reason="captions are scored with pycocoevalcap (training/requirements.txt)")
-    if not torch.distributed.is_gloo_available():
-        pytest.skip("this build of torch has no gloo, which processes without a GPU talk through")
-    photos = write_tiny_photos(tmp_path / "tiny-photos")
-    one = tmp_path / "one"
-    train_captioner.run(read_recipe(RECIPE, train_captioner.CaptionerRecipe, arguments(photos, one, 4)))
-    two = tmp_path / "two"
+def run_in_two_processes(module, recipe, settings, folder, **variables):
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--main_process_port", "0", "-m", "training.train_captioner", str(RECIPE)]
+    launch += ["--main_process_port", "0", "-m", module, str(recipe)]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run(
-        [*launch, *(part for text in arguments(photos, two, 2) for part in ("--set", text))],
-        cwd=tmp_path,
-        env=environment,
+    return subprocess.run(
+        [*launch, *(part for text in settings for part in ("--set", text))],
+        cwd=folder,
+        env={**environment, **variables},
         capture_output=True,
         text=True,
         timeout=600,
     )
+
+
+@needs_gloo
+def test_two_processes_learn_and_measure_what_one_does_with_the_same_global_batch(tmp_path):
+    pytest.importorskip("pycocoevalcap", reason="captions are scored with pycocoevalcap (training/requirements.txt)")
+    photos = write_tiny_photos(tmp_path / "tiny-photos")
+    one = tmp_path / "one"
+    train_captioner.run(read_recipe(RECIPE, train_captioner.CaptionerRecipe, arguments(photos, one, 4)))
+    two = tmp_path / "two"
+    done = run_in_two_processes("training.train_captioner", RECIPE, arguments(photos, two, 2), tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "4 photographs a step" in done.stderr
     gradients = first_gradients(one)
@@ -71,3 +79,29 @@ def test_two_processes_learn_and_measure_what_one_does_with_the_same_global_batc
     for ours, theirs in zip(metrics, other_metrics, strict=True):
         for name in ("cider", "distinct_captions", "words"):
             assert theirs[name] == pytest.approx(ours[name], rel=1e-6), name
+
+
+@needs_gloo
+def test_two_processes_learn_from_batches_of_sentences_what_one_does(tmp_path, monkeypatch):
+    """The two shares of a batch hold different numbers of words; the gradient is of the mean over all of them."""
+    monkeypatch.setenv("PICTALE_DATA", str(write_tiny_text(tmp_path / "text")))
+    recipe = REPOSITORY / "hub_configs" / "tiny-skip-thoughts" / "recipe.json"
+
+    def settings(output, batch_tokens):
+        named = {"data.batch_tokens": batch_tokens, "training.output_dir": str(output), "training.max_steps": STEPS}
+        named |= {"training.log_every": 1, "training.save_every": 1, "training.evaluate_every": STEPS}
+        named |= {"training.keep_checkpoints": STEPS, "data.cache_dir": str(tmp_path)}
+        return [f"{key}={json.dumps(value)}" for key, value in named.items()]
+
+    one, two = tmp_path / "one", tmp_path / "two"
+    train_skip_thoughts.run(read_recipe(recipe, train_skip_thoughts.SkipThoughtsRecipe, settings(one, 500)))
+    done = run_in_two_processes("training.train_skip_thoughts", recipe, settings(two, 250), tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    gradients = first_gradients(one)
+    assert max(float(g.abs().max()) for g in gradients) > 1e-3
+    for ours, theirs in zip(gradients, first_gradients(two), strict=True):
+        torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-6)
+    logs = [[json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()] for run in (one, two)]
+    for ours, theirs in zip(*logs, strict=True):
+        for name in {"loss", "grad_norm", "previous_perplexity", "next_perplexity"} & ours.keys():
+            assert theirs[name] == pytest.approx(ours[name], rel=1e-3), name

@@ -103,6 +103,20 @@ def test_pretraining_loss_is_the_mean_over_real_tokens_only():
     torch.testing.assert_close(output.loss, output.previous_loss + output.next_loss)
 
 
+def test_a_plain_output_layer_is_a_softmax_over_all_words():
+    torch.manual_seed(0)
+    model = PictaleSkipThoughtsForPreTraining(tiny_encoder(output_layer="plain").config).eval()
+    ids, before = torch.tensor([[1, 5, 20, 2]]), torch.tensor([[1, 9, 21, 2]])
+    states = []
+    model.previous_decoder.output.register_forward_hook(lambda module, inputs, output: states.append(output))
+    loss = model(ids, before, ids).previous_loss
+    logits = states[0] @ model.vocabulary.head.weight.t() + model.vocabulary.head_bias
+    assert logits.shape == (3, model.config.vocab_size)
+    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(logits, before[0, 1:]))
+    with pytest.raises(ModelFolderError, match="tied, plain"):
+        PictaleSkipThoughtsConfig(output_layer="adaptive")
+
+
 def test_pretraining_learns_which_sentence_follows():
     torch.manual_seed(0)
     model = PictaleSkipThoughtsForPreTraining(tiny_encoder().config).train()

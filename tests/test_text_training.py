@@ -1,14 +1,26 @@
 """The tiny preset of the text models, through the real scripts: train, save, reload, resume."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from modeling import DataError, PictaleSkipThoughtsEncoder, PictaleStoryDecoderForConditionalGeneration, RecipeError
+from modeling import (
+    DataError,
+    PictaleSkipThoughtsEncoder,
+    PictaleSkipThoughtsForPreTraining,
+    PictaleStoryDecoderForConditionalGeneration,
+    RecipeError,
+)
+from modeling.tokenization import count_words
 from tests.conftest import REPOSITORY
+from tests.tiny import tiny_encoder, tiny_tokenizer
 from training import train_skip_thoughts, train_story_decoder
 from training.data_text import LengthBatches, TextSource, Truecaser, load_corpus, tokenize_corpus
 from training.recipes import read_recipe
@@ -97,6 +109,92 @@ def test_a_resumed_run_equals_an_uninterrupted_one(workshop, trained_encoder, tm
         torch.testing.assert_close(whole[name], cut[name], rtol=0, atol=1e-6)
 
 
+STREAMED = ["data.streaming=true", "data.buffer_sentences=150", "data.held_out_every=5", "data.batch_tokens=300"]
+
+
+def test_a_killed_run_goes_on_exactly_where_its_stream_was(workshop, tmp_path):
+    changes = [*STREAMED, "model.dropout=0.2", "training.schedule=constant", "training.max_steps=60"]
+    changes += ["training.evaluate_every=30", "training.save_every=15", "training.log_every=1"]
+    train_skip_thoughts.run(skip_recipe(tmp_path / "whole", *changes))
+    recipe = str(REPOSITORY / "hub_configs" / "tiny-skip-thoughts" / "recipe.json")
+    settings = [part for c in (*changes, f"training.output_dir={tmp_path / 'cut'}") for part in ("--set", c)]
+    program = f"""
+import os, signal, sys
+from training import loop, train_skip_thoughts
+set_rates = loop.Trainer.set_rates
+def dying(self):
+    if self.progress.step == 52:  # seven steps after a checkpoint
+        os.kill(os.getpid(), signal.SIGKILL)
+    set_rates(self)
+loop.Trainer.set_rates = dying
+sys.argv = ["train_skip_thoughts", {recipe!r}, *{settings!r}]
+train_skip_thoughts.main()
+"""
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    dead = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert dead.returncode == -signal.SIGKILL, dead.stderr[-2000:]
+    assert json.loads((tmp_path / "cut" / "progress.json").read_text())["step"] == 45
+    train_skip_thoughts.run(skip_recipe(tmp_path / "cut", *changes), resume=True)
+    assert losses(tmp_path / "cut") == pytest.approx(losses(tmp_path / "whole"), abs=1e-6)
+    whole, cut = (load_file(tmp_path / run / "last" / "model.safetensors") for run in ("whole", "cut"))
+    for name in whole:
+        torch.testing.assert_close(whole[name], cut[name], rtol=0, atol=1e-6)
+    log = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
+    assert log[-2]["epoch"] >= 1  # more than one pass of the stream
+    assert all("previous_perplexity" in line for line in log if "evaluation_s" in line)
+
+
+def test_streaming_wants_to_know_when_to_stop(workshop, tmp_path):
+    recipe = skip_recipe(tmp_path / "run", *STREAMED, "training.max_steps=null")
+    with pytest.raises(RecipeError, match="set training.max_steps"):
+        train_skip_thoughts.run(recipe)
+    with pytest.raises(DataError, match="lower data.held_out_every"):
+        train_skip_thoughts.run(skip_recipe(tmp_path / "none", *STREAMED, "data.held_out_every=100000"))
+
+
+def test_a_byte_pair_vocabulary_and_a_plain_output_layer_learn(workshop, tmp_path):
+    changes = ["data.vocabulary=bpe", "data.vocab_size=90", "model.output_layer=plain", "training.max_steps=60"]
+    output = tmp_path / "run"
+    train_skip_thoughts.run(skip_recipe(output, *changes, "training.log_every=20", "training.evaluate_every=60"))
+    curve = losses(output)
+    assert curve[60] < 0.8 * curve[20]
+    encoder = PictaleSkipThoughtsEncoder.from_pretrained(output / "best")
+    assert len(encoder.tokenizer) == 90 and encoder.tokenizer.unk_token_id not in encoder.tokenizer("Anna").input_ids
+    assert encoder.encode(["Anna walked in the garden."]).shape == (1, 48)
+    assert not (output / "best" / "word_counts.txt").exists()
+    with pytest.raises(RecipeError, match="words or bpe"):
+        train_skip_thoughts.run(skip_recipe(tmp_path / "other", "data.vocabulary=letters"))
+
+
+def test_word_counts_are_kept_beside_the_tokenizer(workshop, trained_encoder):
+    corpus = load_corpus([TextSource("tiny-books"), TextSource("tiny-captions")])
+    texts = [s for s, held in zip(corpus.sentences, corpus.held_out, strict=True) if not held]
+    lines = (trained_encoder / "tokenizer" / "word_counts.txt").read_text().splitlines()
+    counts = {word: int(count) for word, count in (line.split("\t") for line in lines)}
+    every = count_words(texts, lowercase=True)
+    tokenizer = PictaleSkipThoughtsEncoder.from_pretrained(trained_encoder / "best").tokenizer
+    assert [*counts][1:] == tokenizer.convert_ids_to_tokens(range(4, len(tokenizer)))
+    assert all(every[word] == count for word, count in counts.items() if word != "<unk>")
+    assert sum(counts.values()) == every.total()
+    assert (trained_encoder / "best" / "word_counts.txt").read_text().splitlines() == lines
+
+
+def test_held_out_perplexity_weighs_every_word_the_same(trained_encoder):
+    model = PictaleSkipThoughtsForPreTraining(tiny_encoder(contrastive_weight=0.5).config).eval()
+    rows = [([1, 5, 2], [1, 6, 7, 8, 2], [1, 2]), ([1, 9, 9, 2], [1, 4, 2], [1, 5, 6, 2]), ([1, 7, 2],) * 3]
+    loader = torch.utils.data.DataLoader(rows, batch_size=2, collate_fn=train_skip_thoughts.collate)
+    model.encoder.tokenizer = tiny_tokenizer()
+    with torch.no_grad():
+        figures = train_skip_thoughts.make_evaluate(loader, ["a dog", "she said"], tiny_tokenizer())(model)
+        each = [model(**train_skip_thoughts.collate([row])) for row in rows]
+    for name, column in (("previous", 1), ("next", 2)):
+        words = [len(row[column]) - 1 for row in rows]
+        nll = sum(n * float(getattr(out, f"{name}_loss")) for n, out in zip(words, each, strict=True)) / sum(words)
+        assert figures[f"{name}_perplexity"] == pytest.approx(np.exp(nll), rel=1e-5)
+
+
 def test_another_run_is_not_overwritten(trained_encoder):
     with pytest.raises(RecipeError, match="--resume"):
         train_skip_thoughts.run(skip_recipe(trained_encoder))
@@ -175,6 +273,16 @@ def test_length_batches_cover_everything_once_within_the_limit():
     assert list(batches) != first
     batches.set_epoch(0)
     assert list(batches) == first
+
+
+def test_shares_of_a_batch_follow_each_other():
+    lengths = np.random.default_rng(0).integers(2, 30, 500)
+    whole = [batch for batch in LengthBatches(lengths, 360, seed=3) if len(batch) >= 3]
+    shares = list(LengthBatches(lengths, 120, seed=3, shares=3))
+    assert len(shares) == 3 * len(whole)
+    for i, batch in enumerate(whole):
+        parts = shares[3 * i : 3 * i + 3]
+        assert sorted(sum(parts, [])) == sorted(batch) and max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 def _tokenizer(corpus):

@@ -20,7 +20,7 @@ import random
 import re
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 from modeling.errors import DataError
 from modeling.text import directed_quotes, split_sentences
-from modeling.tokenization import folds_case, split_words
+from modeling.tokenization import folds_case, knows_whole_words, split_words
 
 from .first_names import FEMALE_NAMES, MALE_NAMES, NEUTRAL_NAMES
 from .recipes import dataset_location
@@ -43,6 +43,7 @@ _HEADING = re.compile(
     r"^(chapter|book|part|volume|act|scene|letter|canto)\b.{0,60}$|^[IVXLC]+\.?$|^[^a-z]{1,80}$", re.IGNORECASE
 )
 _SENTENCE_END = frozenset(".!?")
+TEXT_COLUMNS = ("text", "genre", "sentences", "captions")
 CORPUS_FORMAT = 1  # raised when the preparation changes, so that old caches are not read
 
 
@@ -142,11 +143,8 @@ def load_rows(source: TextSource) -> Dataset:
         DataError: nothing readable there.
     """
     location = dataset_location(source.dataset)
-    path = Path(location)
-    if path.is_file() and path.suffix == ".txt" or path.is_dir() and not any(path.rglob("*.parquet")):
-        files = [path] if path.is_file() else sorted(path.rglob("*.txt"))
-        if not files:
-            raise DataError(f"{location} holds no .parquet or .txt file: name a folder that does, or a Hub dataset id.")
+    files = local_text_files(location)
+    if files:
         rows = Dataset.from_dict({"text": [f.read_text(encoding="utf-8", errors="replace") for f in files]})
     else:
         try:
@@ -158,6 +156,23 @@ def load_rows(source: TextSource) -> Dataset:
             ) from None
         rows = _choose_split(loaded, source, location)
     return rows.select(range(min(source.limit, len(rows)))) if source.limit else rows
+
+
+def local_text_files(location: str) -> list[Path]:
+    """The `.txt` files of a folder that is no data set, in order; none where `location` is something else.
+
+    Raises:
+        DataError: a folder without any readable file.
+    """
+    path = Path(location)
+    if path.is_file() and path.suffix == ".txt":
+        return [path]
+    if not path.is_dir() or any(path.rglob("*.parquet")):
+        return []
+    files = sorted(path.rglob("*.txt"))
+    if not files:
+        raise DataError(f"{location} holds no .parquet or .txt file: name a folder that does, or a Hub dataset id.")
+    return files
 
 
 def _choose_split(loaded: DatasetDict, source: TextSource, location: str) -> Dataset:
@@ -175,21 +190,39 @@ class _Document:
 
 def _documents(source: TextSource) -> Iterator[_Document]:
     rows = load_rows(source)
-    columns = set(rows.column_names)
+    columns = [c for c in rows.column_names if c in TEXT_COLUMNS]  # photographs beside captions are not decoded
+    held = _held_out_books(rows) if "text" in columns else None
     rng = random.Random(0)
-    if "text" in columns:
-        held = _held_out_books(rows)
-        for i, row in enumerate(tqdm(rows, desc=f"reading {Path(source.dataset).name}", unit="book")):
-            for scene in _scenes(row["text"]):
-                yield _Document(scene, source.genre or row.get("genre") or "book", i in held)
-    elif "sentences" in columns:
-        for i, row in enumerate(tqdm(rows, desc=f"reading {Path(source.dataset).name}", unit="story")):
-            yield _Document([_natural_story(row["sentences"], rng)], source.genre or "everyday", i % 50 == 49)
-    elif "captions" in columns:
-        for i, captions in enumerate(tqdm(rows["captions"], desc=f"reading {source.dataset}", unit="image")):
-            yield _Document([list(captions)], source.genre or "caption", i % 50 == 49)
+    for i, row in enumerate(tqdm(rows.select_columns(columns), desc=f"reading {Path(source.dataset).name}")):
+        for paragraphs, genre in row_documents(row, source, rng):
+            yield _Document(paragraphs, genre, i % 50 == 49 if held is None else i in held)
+
+
+def row_documents(
+    row: Mapping[str, Any], source: TextSource, rng: random.Random, longest: int | None = None
+) -> Iterator[tuple[list[list[str]], str]]:
+    """The documents of a row: the scenes of a book, one story, or the captions of one picture.
+
+    Args:
+        row: With `text` (a string or lines), `sentences` or `captions`.
+        source: Where it comes from.
+        rng: Chooses names for the placeholders of anonymised stories.
+        longest: A scene of more paragraphs is cut into several.
+
+    Yields:
+        Sentences of each paragraph, as written, and the genre.
+    """
+    if "text" in row:
+        text = row["text"] or ""
+        lines = text.split("\n") if isinstance(text, str) else text
+        for scene in _scenes(lines, longest):
+            yield scene, source.genre or row.get("genre") or "book"
+    elif "sentences" in row:
+        yield [_natural_story(row["sentences"], rng)], source.genre or "everyday"
+    elif "captions" in row:
+        yield [list(row["captions"])], source.genre or "caption"
     else:
-        raise DataError(f"'{source.dataset}' needs a column text, sentences or captions; it has {', '.join(columns)}.")
+        raise DataError(f"'{source.dataset}' needs a column text, sentences or captions; it has none of them.")
 
 
 def _held_out_books(rows: Dataset) -> set[int]:
@@ -202,19 +235,19 @@ def _held_out_books(rows: Dataset) -> set[int]:
     return {books[-1] for books in by_genre.values() if len(books) >= 4}
 
 
-def _scenes(text: str) -> Iterator[list[list[str]]]:
+def _scenes(lines: Iterable[str], longest: int | None = None) -> Iterator[list[list[str]]]:
     """Paragraphs (as sentences) between chapter headings and scene breaks."""
     scene: list[list[str]] = []
-    for line in re.split(r"\n\s*\n|\n", text):
+    for line in lines:
         line = line.strip()
         if not line:
             continue
-        if _SCENE_BREAK.match(line) or _HEADING.match(line):
-            if scene:
-                yield scene
+        is_break = bool(_SCENE_BREAK.match(line) or _HEADING.match(line))
+        if scene and (is_break or len(scene) == longest):
+            yield scene
             scene = []
-            continue
-        scene.append(split_sentences(directed_quotes(line)))
+        if not is_break:
+            scene.append(split_sentences(directed_quotes(line)))
     if scene:
         yield scene
 
@@ -325,18 +358,30 @@ class TokenStore:
         return np.diff(self.offsets)
 
 
-def tokenize_corpus(sentences: list[str], tokenizer: Any) -> TokenStore:
-    """Token ids of every sentence, without `<s>` and `</s>`.
+def sentence_tokenizer(tokenizer: Any) -> Callable[[Sequence[str]], Iterator[list[int]]]:
+    """A function from sentences to the ids of each, without `<s>` and `</s>`.
 
-    Looks words up directly, which equals the tokenizer's own answer and is twenty times faster than its batch call.
+    Words of a word-level vocabulary are looked up directly, which equals the tokenizer's own answer and is twenty times
+    faster than its batch call.
     """
-    vocabulary, unknown = tokenizer.get_vocab(), tokenizer.unk_token_id
-    lowercase = folds_case(tokenizer)
+    if not knows_whole_words(tokenizer):
+        encode = tokenizer.backend_tokenizer.encode_batch_fast
+        return lambda sentences: (e.ids for e in encode(list(sentences), add_special_tokens=False))
+    vocabulary, unknown, lowercase = tokenizer.get_vocab(), tokenizer.unk_token_id, folds_case(tokenizer)
+    return lambda sentences: ([vocabulary.get(w, unknown) for w in split_words(s, lowercase)] for s in sentences)
+
+
+def tokenize_corpus(sentences: Sequence[str], tokenizer: Any, progress: bool = True) -> TokenStore:
+    """Token ids of every sentence, without `<s>` and `</s>`."""
     lengths = np.zeros(len(sentences) + 1, dtype=np.int64)
-    ids = array("i")
-    for i, sentence in enumerate(tqdm(sentences, desc="tokenizing", unit="sentence", mininterval=5)):
-        ids.extend(vocabulary.get(word, unknown) for word in split_words(sentence, lowercase))
-        lengths[i + 1] = len(ids)
+    ids, encode, done = array("i"), sentence_tokenizer(tokenizer), 0
+    with tqdm(total=len(sentences), desc="tokenizing", unit="sentence", mininterval=5, disable=not progress) as bar:
+        for start in range(0, len(sentences), 10000):
+            for row in encode(sentences[start : start + 10000]):
+                ids.extend(row)
+                done += 1
+                lengths[done] = len(ids)
+            bar.update(done - start)
     return TokenStore(np.frombuffer(ids, dtype=np.int32), lengths)
 
 
@@ -345,10 +390,15 @@ class LengthBatches:
 
     The order is a function of (seed, epoch): shuffled, sorted by length inside windows of `window` batches, batches
     shuffled again. Sorting within windows keeps padding small without making an epoch run from short to long.
+
+    With `shares` above 1 each batch is `shares` times as large and comes out in that many parts of equal size but for
+    one example, one after the other: accelerate gives batch i to process i modulo their number, so that all processes
+    work on the same batch. One with fewer examples than shares is left out.
     """
 
-    def __init__(self, lengths: np.ndarray, max_tokens: int, seed: int = 0, window: int = 100) -> None:
+    def __init__(self, lengths: np.ndarray, max_tokens: int, seed: int = 0, window: int = 100, shares: int = 1) -> None:
         self.lengths, self.max_tokens, self.seed, self.window = np.asarray(lengths), max_tokens, seed, window
+        self.shares = shares
         self.epoch = 0
         self.batch_size = None  # varies; accelerate asks for the attribute
         self.drop_last = False
@@ -361,19 +411,20 @@ class LengthBatches:
         if self.epoch not in self._batches:
             rng = np.random.default_rng([self.seed, self.epoch])
             order = rng.permutation(len(self.lengths))
-            span = max(1, self.window * self.max_tokens // max(int(self.lengths.mean()), 1))
+            span = max(1, self.window * self.shares * self.max_tokens // max(int(self.lengths.mean()), 1))
             batches: list[list[int]] = []
             for start in range(0, len(order), span):
                 part = order[start : start + span]
                 part = part[np.argsort(self.lengths[part], kind="stable")]
                 batches.extend(self._cut(part))
-            self._batches = {self.epoch: [batches[i] for i in rng.permutation(len(batches))]}
+            whole = [batches[i] for i in rng.permutation(len(batches)) if len(batches[i]) >= self.shares]
+            self._batches = {self.epoch: [b[share :: self.shares] for b in whole for share in range(self.shares)]}
         return self._batches[self.epoch]
 
     def _cut(self, indices: np.ndarray) -> Iterator[list[int]]:
         batch: list[int] = []
         for i in indices.tolist():
-            if batch and (len(batch) + 1) * int(self.lengths[i]) > self.max_tokens:
+            if batch and (len(batch) + 1) * int(self.lengths[i]) > self.shares * self.max_tokens:
                 yield batch
                 batch = []
             batch.append(i)

@@ -242,8 +242,7 @@ class Trainer:
         )
         self.model, self.optimizer, self.loader = self.accelerator.prepare(model, optimizer, loader)
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
-        steps_per_epoch = math.ceil(len(self.loader) / options.gradient_accumulation_steps)
-        self.total = options.max_steps or math.ceil(options.epochs * steps_per_epoch)
+        self.total = options.max_steps or self.steps_of_epochs()
         self.progress = _Progress()
         self.accelerator.register_for_checkpointing(self.progress)
         self.average: AveragedModel | None = None
@@ -254,6 +253,13 @@ class Trainer:
         self.reports = RunReports(self.accelerator, self.output, self.total)
         self.started = time.monotonic()
         self.seconds_before = 0.0
+
+    def steps_of_epochs(self) -> int:
+        try:
+            batches = len(self.loader)
+        except TypeError:
+            raise RecipeError("How long an epoch of streamed data is, is not known: set training.max_steps.") from None
+        return math.ceil(self.options.epochs * math.ceil(batches / self.options.gradient_accumulation_steps))
 
     # -- weights that count ----------------------------------------------------------------------------------------
     def weights(self) -> nn.Module:
@@ -314,9 +320,11 @@ class Trainer:
         """What is left of this epoch. Starting a DataLoader draws a random number; that draw is taken back, so that
         starting it again in the middle of an epoch leaves dropout as it was.
         """
-        loader = self.loader
-        if self.progress.batches_done:
-            loader = self.accelerator.skip_first_batches(loader, self.progress.batches_done)
+        loader, done = self.loader, self.progress.batches_done
+        if done and hasattr(self.sampler, "skip"):
+            self.sampler.skip(done * self.accelerator.num_processes)
+        elif done:
+            loader = self.accelerator.skip_first_batches(loader, done)
         state = torch.get_rng_state()
         for i, batch in enumerate(loader):
             if i == 0:
@@ -415,7 +423,8 @@ def train(
 
     Args:
         model: Returns an output with `.loss` when called with a batch as keyword arguments.
-        loader: DataLoader; if its `batch_sampler` has `set_epoch`, that is called before each epoch.
+        loader: DataLoader; if its `batch_sampler` has `set_epoch`, that is called before each epoch. If it has `skip`,
+            that is told how many batches (of all processes) to leave out after a resume; else they are counted off.
         options: The `training` section of the recipe.
         evaluate: Given the weights that count (in eval mode), returns metrics.
         save: Writes the given weights and all that belongs to them into a folder.
