@@ -17,6 +17,7 @@ from modeling.vocabulary_expansion import TABLE_FILE, WORDS_FILE, VocabularyExpa
 from tests.conftest import REPOSITORY
 from tests.tiny import WORDS, tiny_encoder, tiny_tokenizer
 from training.expand_vocabulary import expand_vocabulary, fit_linear_map, fit_to_encoder
+from training.sentence_baselines import untrained_twin
 from training.sentence_vectors import sentence_vectors
 
 WIDTH = 6
@@ -105,6 +106,19 @@ def test_words_of_the_expansion_are_searched_and_searched_for(model, tmp_path):
         assert [n.text for n in found] == [names[i] for i in order if names[i] != word]
     with pytest.raises(TextError, match="'submarine'"):
         encoder.nearest_words(["submarine"])
+
+
+def test_baselines_of_an_expanded_encoder(model, tmp_path):
+    expand_vocabulary(model, word_vectors(tmp_path / "vectors.npz"), model)
+    encoder = PictaleSkipThoughtsEncoder.from_pretrained(model)
+    twin = untrained_twin(encoder, 0)
+    assert twin.encode(["a kayak"]).shape == (1, 24) and twin.expansion is None and encoder.expansion is not None
+    with torch.no_grad():
+        dog = encoder.words.embed(torch.tensor(tiny_tokenizer().convert_tokens_to_ids("dog"))).numpy()
+    expected = (dog + encoder.expansion.vectors[encoder.expansion.row("kayak")]) / 2
+    means = encoder.mean_word_vectors(["dog kayak", ""])
+    np.testing.assert_allclose(means[0], expected, atol=1e-6)
+    assert not means[1].any()
 
 
 def test_the_table_stays_on_disk_through_copies_pickles_and_saving(model, tmp_path):

@@ -6,6 +6,7 @@ arXiv:1901.10444), so a figure says little until the same figure of the same net
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,36 +74,22 @@ class SentenceVectors:
 def untrained_twin(encoder: Any, seed: int) -> Any:
     """A model of the same class and configuration, with the weights that training starts from.
 
-    Word vectors that lie in a file beside the weights (a converted original) are the trained ones all the same.
+    Word vectors that lie in a file beside the weights (a converted original) are the trained ones all the same; a
+    vocabulary expansion was fitted to the trained weights, and the twin goes without.
     """
+    config = copy.deepcopy(encoder.config)
+    if getattr(config, "vocabulary_expansion", False):
+        config.vocabulary_expansion = False
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        twin = type(encoder)(encoder.config)
+        twin = type(encoder)(config)
     twin.tokenizer = encoder.tokenizer
     return twin.eval()
 
 
 def mean_word_vectors(encoder: Any) -> Callable[[list[str], bool], np.ndarray]:
-    """Mean of the model's own word vectors over a sentence, its special tokens aside [n, E], length 1.
-
-    An encoder that keeps its words in its own way has a method `mean_word_vectors(sentences)`.
-    """
-    if hasattr(encoder, "mean_word_vectors"):
-        return lambda sentences, eos: _unit(encoder.mean_word_vectors(sentences))
-    config = encoder.config
-    special = torch.tensor([config.pad_token_id, config.bos_token_id, config.eos_token_id])
-
-    @torch.no_grad()
-    def encode(sentences: list[str], eos: bool) -> np.ndarray:
-        rows = []
-        for encoding in encoder.tokenizer.backend_tokenizer.encode_batch_fast(sentences):
-            ids = torch.tensor(encoding.ids[: config.max_tokens])
-            ids = ids[~torch.isin(ids, special)]
-            vectors = encoder.words.embed(ids.to(encoder.device)).float().cpu()  # [T, E]
-            rows.append(vectors.sum(0) / max(len(ids), 1))
-        return _unit(torch.stack(rows).numpy())
-
-    return encode
+    """Mean of the model's own word vectors over a sentence, its special tokens aside [n, E], length 1."""
+    return lambda sentences, eos: _unit(encoder.mean_word_vectors(sentences))
 
 
 def mean_file_vectors(path: str | Path, sentences: Iterable[str]) -> Callable[[list[str], bool], np.ndarray]:

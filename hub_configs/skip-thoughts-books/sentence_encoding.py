@@ -185,6 +185,24 @@ class SentenceEncoderMixin:
             self.expansion.copy_to(save_directory)
         super().save_pretrained(save_directory, **kwargs)
 
+    @torch.no_grad()
+    def mean_word_vectors(self, sentences: Sequence[str], tokenizer: Any = None) -> np.ndarray:
+        """Mean of the input vectors of each sentence's words, those of the expansion among them, float32 [n, E].
+
+        `<s>` and `</s>` do not count; a sentence without words gives zeros. What the thoughts are to be compared with.
+        """
+        ids, starts = self._token_ids(sentences, tokenizer or self.tokenizer)
+        words, index = np.unique(ids, return_inverse=True)
+        table = self._word_vectors(words).float().cpu().numpy()  # [U, E]
+        config = self.config
+        counts = ~np.isin(words, [config.pad_token_id, config.bos_token_id, config.eos_token_id])
+        means = np.zeros((len(sentences), table.shape[1]), dtype=np.float32)
+        for row, (start, stop) in enumerate(zip(starts, starts[1:], strict=False)):
+            here = index[start:stop][counts[index[start:stop]]]
+            if len(here):
+                means[row] = table[here].mean(0)
+        return means
+
     def nearest(
         self,
         queries: Sequence[str],
