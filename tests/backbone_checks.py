@@ -25,6 +25,7 @@ from modeling.backbones_external import ALIASES, leaves, require, resolve
 from modeling.configuration_captioner import PictaleCaptionerConfig
 from modeling.modeling_captioner import PictaleCaptionerForConditionalGeneration
 from training.backbone_weights import load_backbone_weights
+from training.photo_sources import is_chain
 
 SMALL = {"vocab_size": 12, "embed_dim": 8, "context_dim": 8, "attention_dim": 8, "hidden_size": 8}
 
@@ -96,12 +97,26 @@ def check(model: PictaleCaptionerForConditionalGeneration, size: int) -> dict:
     before = state_of(backbone)
     found["frozen_loss"] = train_steps(model, pixels, labels, 2)
     found["frozen_unchanged"] = same(backbone, before)
-    model.encoder.frozen = False
+    found["chain"] = is_chain(backbone, size)
+    found["partly_frozen_unchanged"], found["last_stage_changes"] = check_last_stage(model, pixels, labels)
+    model.encoder.frozen, model.encoder._stages = False, ([], stages)
     backbone.requires_grad_(True)
     found["loss"] = train_steps(model, pixels, labels, 1)
     found["gradients"] = [any(p.grad is not None and p.grad.any() for p in stage.parameters()) for stage in stages]
     found["trained_changes"] = not same(backbone, before)
     return found
+
+
+def check_last_stage(
+    model: PictaleCaptionerForConditionalGeneration, pixels: torch.Tensor, labels: torch.Tensor
+) -> tuple[bool, bool]:
+    """Train the last stage only: whether the others keep weights and statistics, and whether it changes."""
+    *still, last = model.encoder.backbone.stages()
+    model.encoder.frozen, model.encoder._stages = False, (still, [last])
+    last.requires_grad_(True)
+    before = [state_of(stage) for stage in (*still, last)]
+    train_steps(model, pixels, labels, 2)
+    return all(same(*pair) for pair in zip(still, before[:-1], strict=True)), not same(last, before[-1])
 
 
 @torch.no_grad()

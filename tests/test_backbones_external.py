@@ -20,9 +20,15 @@ from modeling.backbones import build_backbone
 from modeling.backbones_external import ALIASES
 from modeling.configuration_captioner import PictaleCaptionerConfig
 from modeling.errors import DataError, ModelFolderError, PictaleError
+from modeling.image_processing_captioner import PictaleImageProcessor
+from modeling.images import load_image
 from modeling.modeling_captioner import PictaleCaptionerForConditionalGeneration
 from tests.backbone_checks import check, make_captioner
+from training import train_captioner
 from training.backbone_weights import backbone_preprocessing, load_backbone_weights
+from training.captioner_recipe import CaptionerRecipe
+from training.recipes import read_recipe
+from training.tiny_photos import draw, write_tiny_photos
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 # the smallest of every family that older captioners used, with the grid and channels it must give
@@ -56,6 +62,7 @@ def assert_checks(found: dict, size: int, side: int, channels: int) -> None:
     assert found["generated"][0] == 2 and 2 <= found["generated"][1] <= 4
     assert found["fused_difference"] < 1e-3 and found["reloaded_equal"]
     assert found["frozen_unchanged"] and found["trained_changes"]
+    assert found["partly_frozen_unchanged"] and found["last_stage_changes"]
     assert found["stages"] >= 2 and found["stages_hold_all_once"]
     assert 0 < found["frozen_loss"] < 10 and 0 < found["loss"] < 10
     assert any(found["gradients"]) and len(found["gradients"]) == found["stages"]
@@ -87,6 +94,7 @@ def test_older_systems_encoder_works_by_name(report, name):
     assert_checks(found, *{**OLDER, **FURTHER}[name])
     assert all(found["gradients"])
     if name in OLDER:
+        assert found["chain"]  # so the features of its frozen stages can be cached
         assert found["library_difference"] < 1e-5
         assert found.get("file_difference", 0) < 1e-5
 
@@ -157,6 +165,30 @@ def test_saved_captioner_needs_its_source_no_more(folder, tmp_path):
     pixels = torch.randn(1, 3, size, size)
     with torch.no_grad():
         assert torch.equal(loaded.encoder.extract(pixels), model.encoder.extract(pixels))
+
+
+def test_training_script_takes_it(tmp_path):
+    """From a recipe that names it to a folder that loads without it."""
+    pytest.importorskip("pycocoevalcap", reason="the captioner is evaluated with pycocoevalcap")
+    write_tiny_photos(tmp_path / "photos")
+    TRANSFORMERS["convnext"].save_pretrained(tmp_path / "source")
+    settings = {"image_mean": [0.4] * 3, "image_std": [0.2] * 3, "crop_size": {"height": 64, "width": 64}}
+    (tmp_path / "source" / "preprocessor_config.json").write_text(json.dumps(settings))
+    changes = {
+        "model": {"backbone": f"transformers:{tmp_path / 'source'}", "hidden_size": 16, "embed_dim": 8},
+        "data": {"train": [str(tmp_path / "photos")], "validation": [str(tmp_path / "photos")], "min_count": 1},
+        "training": {"output_dir": str(tmp_path / "run"), "max_steps": 2, "evaluate_every": 2, "metric": "cider"},
+        "backbone_weights": "random",
+    }
+    changes["data"] |= {"cache_dir": str(tmp_path / "features"), "batch_size": 4, "validation_images": 2}
+    (tmp_path / "recipe.json").write_text(json.dumps(changes))
+    train_captioner.run(read_recipe(tmp_path / "recipe.json", CaptionerRecipe, []))
+    shutil.rmtree(tmp_path / "source")
+    model = PictaleCaptionerForConditionalGeneration.from_pretrained(tmp_path / "run" / "best")
+    processor = PictaleImageProcessor.from_pretrained(tmp_path / "run" / "best")
+    assert model.config.image_size == processor.size["height"] == 64 and list(processor.image_mean) == [0.4] * 3
+    pixels = processor(load_image(draw("red", "circle")), return_tensors="pt").pixel_values
+    assert model.eval().generate(pixel_values=pixels, max_new_tokens=3).shape[0] == 1
 
 
 def test_fused_copy_is_a_copy(folder):

@@ -33,6 +33,7 @@ class CaptionDataOptions:
         train, validation: data sets, mixed; names or objects as `training.caption_sources` describes them.
         train_split, validation_split: the split read from each.
         cache_dir: where backbone features are kept.
+        cache_precision: "fp32", or "bf16" to compute them in half the time and less exactly, see `open_cache`.
         mirror: also learn from mirrored photographs, except for captions that say left or right.
         vocabulary, vocabulary_size: "words" or "bpe", and the most entries, see `build_tokenizer`.
         min_count: a word seen less often is unknown.
@@ -50,6 +51,7 @@ class CaptionDataOptions:
     train_split: str = "train"
     validation_split: str = "validation"
     cache_dir: str = "~/.cache/pictale/features"
+    cache_precision: str = "fp32"
     mirror: bool = True
     augment: AugmentOptions | None = None
     workers: int = 0

@@ -178,16 +178,19 @@ def open_source(
     views: int = 1,
     augment: AugmentOptions | None = None,
     label: str = "photographs",
+    precision: str = "fp32",
 ) -> FeatureCache | Photographs:
     """The source of `images` that suits what learns of the encoder; see the head of this file.
 
     Args:
         augment: None for evaluation or for no augmentation.
+        precision: of cached features, see `open_cache`.
     """
+    more = {"views": views, "label": label, "precision": precision}
     if augment is None and encoder.frozen:
-        return open_cache(encoder, processor, images, cache_dir, views=views, label=label)
+        return open_cache(encoder, processor, images, cache_dir, **more)
     frozen = encoder._stages[0]
     if augment is None and frozen and is_chain(encoder.backbone, processor.size["height"]):
         stages = FrozenStages(encoder)
-        return open_cache(stages, processor, images, cache_dir, views=views, label=label, kind="stage_features")
+        return open_cache(stages, processor, images, cache_dir, kind="stage_features", **more)
     return Photographs(images, processor, views, augment, label)

@@ -129,6 +129,7 @@ def load_data(
     data = recipe.data
     splits, sources = [read_split(name, split, data.limit) for name in names], []
     more = {"views": 2 if data.mirror else 1, "augment": data.augment} if training else {}
+    more["precision"] = data.cache_precision
     for part in splits:
         sources.append(open_source(encoder, processor, part.images, data.cache_dir, label=part.name, **more))
     return splits, sources
@@ -156,6 +157,7 @@ def run(recipe: CaptionerRecipe, resume: bool = False) -> TrainResult:
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
     prepare_output_dir(recipe.training.output_dir, resume)
     model, tokenizer, processor = starting_point(recipe)
+    model.to(state.device)  # the features are computed there too
     examples = CaptionExamples(
         *load_data(recipe, data.train, data.train_split, model.encoder, processor, training=True),
         tokenizer,

@@ -117,6 +117,7 @@ class ExternalBackbone(nn.Module):
         super().__init__()
         self.options: dict[str, Any] = {}
         self._grids: dict[tuple[int, int], tuple[int, int]] = {}
+        self._stages: list[nn.ModuleList] = []
 
     @property
     def stride(self) -> int:
@@ -141,9 +142,11 @@ class ExternalBackbone(nn.Module):
             self._grids[height, width] = tuple(shape[2:])
         return self._grids[height, width]
 
-    def stages(self) -> list[nn.Module]:
+    def stages(self) -> list[nn.ModuleList]:
         """Parts in order from the input, one for each resolution; parts that work on sequences stay single."""
-        return stages_of(self, self.probe_size)
+        if not self._stages:
+            self._stages = stages_of(self, self.probe_size)
+        return list(self._stages)
 
     @torch.no_grad()
     def fuse(self) -> ExternalBackbone:
@@ -160,13 +163,14 @@ class ExternalBackbone(nn.Module):
 
 
 def loose_parts(module: nn.Module) -> list[nn.Module]:
-    """Children in order, containers opened: what has parameters of its own, or is not just a list, stays whole."""
+    """Children in order; lists, chains and what holds a list are opened, unless they have parameters of their own."""
     parts: list[nn.Module] = []
     for child in module.children():
         inner = list(child.children())
-        is_list = isinstance(child, (nn.Sequential, nn.ModuleList, nn.ModuleDict, PreTrainedModel))
+        # a DenseNet block is a ModuleDict with a forward of its own, which makes it more than a list
+        is_list = type(child).forward in (nn.Sequential.forward, nn.Module.forward)
         holds_list = any(isinstance(part, nn.ModuleList) for part in inner)
-        if inner and (is_list or holds_list) and not child._parameters:
+        if inner and not child._parameters and (is_list or holds_list or isinstance(child, PreTrainedModel)):
             parts += loose_parts(child)
         else:
             parts.append(child)
