@@ -16,7 +16,7 @@ from .configuration_originals import (
 )
 from .configuration_skip_thoughts import PictaleSkipThoughtsConfig
 from .configuration_story_decoder import PictaleStoryDecoderConfig
-from .errors import DataError, ImageError, ModelFolderError, PictaleError, RecipeError, StyleError
+from .errors import DataError, ImageError, ModelFolderError, PictaleError, RecipeError, StoryError, StyleError
 from .image_processing_captioner import PictaleImageProcessor
 from .images import load_image
 from .modeling_captioner import PictaleCaptionerForConditionalGeneration
@@ -27,6 +27,7 @@ from .modeling_skip_thoughts import PictaleSkipThoughtsEncoder, PictaleSkipThoug
 from .modeling_story_decoder import PictaleStoryDecoderForConditionalGeneration
 from .original_storyteller import OriginalStoryteller
 from .pipeline_story import StoryPipeline
+from .story import Passage, Story, StoryPhoto
 from .story_types import Candidate, Caption, StoryOptions, StoryResult
 from .styles import Style, make_style
 
@@ -64,8 +65,12 @@ __all__ = [
     "PictaleSkipThoughtsForPreTraining",
     "PictaleStoryDecoderConfig",
     "PictaleStoryDecoderForConditionalGeneration",
+    "Passage",
     "RecipeError",
+    "Story",
+    "StoryError",
     "StoryOptions",
+    "StoryPhoto",
     "StoryPipeline",
     "StoryResult",
     "Style",

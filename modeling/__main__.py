@@ -3,74 +3,139 @@
     python -m modeling photo.jpg
     python -m modeling photo.jpg other.png --style horror --seed 3
     python -m modeling *.jpg --style romance:0.7,mystery:0.3 --json > stories.jsonl
+    python -m modeling morning.jpg noon.jpg --one-story --save day.json
+    python -m modeling evening.jpg --continue day.json --save day.json
+    python -m modeling --continue day.json --sentence "Then the lights went out."
+    python -m modeling photo.jpg --recipe neural-storyteller --num-captions 10 --beam-width 50
 
 Stories go to standard output, everything else to standard error. With --json each line is one object with `photo`,
-`captions` (each `text`, `score`), `style`, `seed`, `story`. Exit code 0: all told; 2: something could not be used, said
-in one sentence each; the other photos are told all the same.
+`captions` (each `text`, `score`), `style`, `seed`, `story`; of one story over several photos, `photo` and `captions`
+are the last one's. Exit code 0: all told; 2: something could not be used, said in one sentence each; the other photos
+are told all the same.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import random
 import sys
 import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 from .errors import ImageError, PictaleError
+from .pipeline_story import StoryPipeline
+from .story import Story
+from .story_types import MAX_SEED, Caption, check_seed
+from .styles import Style
+
+WIDTH = 92
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m modeling", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("photos", nargs="+", metavar="PHOTO", help="image files")
+    parser.add_argument("photos", nargs="*", metavar="PHOTO", help="image files")
     parser.add_argument("--style", help="NAME, or a blend NAME:WEIGHT,NAME:WEIGHT (everyday)")
+    parser.add_argument("--style-file", action="append", default=[], metavar="FILE", help="a style file of your own")
     parser.add_argument("--seed", type=int, help="reproduces a story; drawn and shown if not given")
-    parser.add_argument("--strength", type=float, help="how strongly the style is laid on (1)")
-    parser.add_argument("--num-captions", type=int, help="captions per photo (3)")
     parser.add_argument("--model", help="pipeline folder or Hub id (the embedded default)")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    going_on = parser.add_argument_group("a story that goes on")
+    going_on.add_argument("--one-story", action="store_true", help="one story over all photos")
+    going_on.add_argument("--continue", dest="story", metavar="STORY", help="go on with a story that --save wrote")
+    going_on.add_argument("--sentence", help="your own next sentence, kept as written and carried on")
+    going_on.add_argument("--save", metavar="FILE", help="keep the story, to go on with it another time")
+    options = parser.add_argument_group("how it is written")
+    options.add_argument("--strength", type=float, help="how strongly the style is laid on (1)")
+    options.add_argument("--num-captions", type=int, help="captions per photo (3)")
+    options.add_argument("--passages", type=int, help="parts of a story: its length (2)")
+    options.add_argument("--candidates", type=int, help="sentences written for each one that is kept (8)")
+    options.add_argument("--lyrics", action="store_true", default=None, help="a line for each comma and sentence")
+    options.add_argument("--recipe", help="pictale, or neural-storyteller for the recipe of 2015 (pictale)")
+    options.add_argument("--beam-width", type=int, help="beam search instead of sampling (0; 50 in the recipe of 2015)")
     return parser
 
 
-def tell_photos(args: argparse.Namespace) -> int:
-    """Tell a story about each photo; returns the exit code."""
-    from .pipeline_story import MAX_SEED, StoryPipeline  # after --help and argument errors: torch takes seconds
-
+def run(args: argparse.Namespace) -> int:
+    """Tell what the command line asks for; returns the exit code."""
+    goes_on = args.one_story or args.story or args.sentence is not None
+    if not (args.photos or goes_on) or (args.one_story and not args.photos):
+        raise PictaleError("There is nothing to tell of: name a photo, or a story to --continue.")
+    if args.save and not goes_on and len(args.photos) > 1:
+        raise PictaleError("Only one story can be saved: add --one-story, or tell the photos one by one.")
+    story = Story.load(args.story) if args.story else Story()  # before the models: a wrong file is told at once
     print("loading the models ...", file=sys.stderr)
     pipe = StoryPipeline.from_pretrained(args.model)
-    changes = {k: v for k, v in (("strength", args.strength), ("num_captions", args.num_captions)) if v is not None}
-    seed = args.seed if args.seed is not None else random.SystemRandom().randrange(MAX_SEED)
+    for file in args.style_file:
+        pipe.add_style(style := Style.load(file))
+        args.style = args.style or style.name
+    names = ("strength", "num_captions", "passages", "candidates", "lyrics", "recipe", "beam_width")
+    changes = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    args.seed = check_seed(args.seed)
+    if goes_on or args.save:
+        return tell_one(pipe, story, args, changes)
+    return tell_each(pipe, args, changes)
+
+
+def tell_each(pipe: StoryPipeline, args: argparse.Namespace, changes: dict[str, Any]) -> int:
+    """A story about each photo."""
     failed = False
     for i, photo in enumerate(args.photos, 1):
         print(f"[{i}/{len(args.photos)}] {photo}", file=sys.stderr)
         try:
-            result = pipe(photo, style=args.style, seed=seed, **changes)
+            result = pipe(photo, style=args.style, seed=args.seed, **changes)
         except ImageError as error:  # this photo's fault: the others are told all the same
             print(f"pictale: {error}", file=sys.stderr)
             failed = True
             continue
-        show(photo, result, args.json)
+        show(photo, result.captions, result.style, result.seed, result.story, args.json)
     return 2 if failed else 0
 
 
-def show(photo: str, result: Any, as_json: bool) -> None:
+def tell_one(pipe: StoryPipeline, story: Story, args: argparse.Namespace, changes: dict[str, Any]) -> int:
+    """One story over all photos, then the user's sentence, or going on with nothing new."""
+    steps: list[tuple[str | None, str | None]] = [(photo, None) for photo in args.photos]
+    if args.sentence is not None or not steps:
+        steps.append((None, args.sentence))
+    failed = False
+    before = story
+    for i, (photo, sentence) in enumerate(steps):
+        print(f"[{i + 1}/{len(steps)}] {photo or sentence or 'going on'}", file=sys.stderr)
+        seed = (args.seed + i) % (MAX_SEED + 1)
+        try:
+            story = pipe.continue_story(story, photo, sentence, args.style, seed, **changes)
+        except ImageError as error:
+            print(f"pictale: {error}", file=sys.stderr)
+            failed = True
+    if story == before:
+        return 2
+    if args.save:
+        story.save(args.save)
+    last = story.photos[-1] if story.photos else None
+    name = (args.photos or [last.name])[-1] if last else None
+    captions = last.captions if last else ()
+    show(name, captions, story.passages[-1].style, args.seed, story.text, args.json)
+    return 2 if failed else 0
+
+
+def show(photo: str | None, captions: Sequence[Caption], style: str, seed: int, story: str, as_json: bool) -> None:
     if as_json:
-        captions = [{"text": c.text, "score": round(c.score, 4)} for c in result.captions]
-        record = {"photo": photo, "captions": captions, "style": result.style, "seed": result.seed}
-        print(json.dumps({**record, "story": result.story}, ensure_ascii=False), flush=True)
+        described = [{"text": c.text, "score": round(c.score, 4)} for c in captions]
+        record = {"photo": photo, "captions": described, "style": style, "seed": seed, "story": story}
+        print(json.dumps(record, ensure_ascii=False), flush=True)
         return
-    for caption in result.captions:
+    for caption in captions:
         print(f"  {caption.text}")
-    print(f"\n{textwrap.fill(result.story, 92)}\n\n({result.style}, seed {result.seed})\n", flush=True)
+    lines = "\n".join(textwrap.fill(line, WIDTH) for line in story.split("\n"))
+    print(f"\n{lines}\n\n({style}, seed {seed})\n", flush=True)
 
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
-        return tell_photos(args)
+        return run(args)
     except PictaleError as error:
         print(f"pictale: {error}", file=sys.stderr)
         return 2

@@ -2,14 +2,15 @@
 
     photo -> captioner -> captions -> skip-thought encoder -> x -> x - c + s*b -> story decoder -> candidates -> story
 
-Every arrow is a method that can be called alone: `caption`, `think`, `shift`, `write`, `tell`, `stream`.
+Every arrow is a method that can be called alone: `caption`, `think`, `shift`, `write`, `tell`, `stream`. Stories that
+go on are `continuation.py`'s.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import random
 from collections.abc import Iterator, Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +18,27 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer
 
-from .errors import ImageError, PictaleError
+from .continuation import StoryContinuation
+from .errors import ImageError, PictaleError, StyleError
 from .image_processing_captioner import PictaleImageProcessor
 from .images import load_image
 from .model_folder import component_folder, load_component, read_pipeline_file, resolve_pipeline
 from .modeling_captioner import PictaleCaptionerForConditionalGeneration
 from .modeling_skip_thoughts import PictaleSkipThoughtsEncoder
 from .modeling_story_decoder import PictaleStoryDecoderForConditionalGeneration
-from .sampling import SamplingOptions, sample_passages
-from .story_types import Candidate, Caption, StoryOptions, StoryResult
-from .styles import Style, encode_passages, encoder_fingerprint, make_style, parse_style, shift_style
-from .text import clean_text, content_words, is_content_word, split_sentences
+from .reranking import Ranking, Wish
+from .story_types import MAX_SEED, Caption, StoryOptions, StoryResult, Written, as_captions, check_seed
+from .styles import Style, encode_passages, encoder_fingerprint, make_style, parse_style, read_texts, shift_style
+from .text import clean_text, content_words, growing_words, lyric_lines, split_sentences
 from .tokenization import whole_words
+from .word_forms import taken_up
+from .writer_decoder import BACKGROUND_WORDS, DecoderWriter, PassageTask
 
-MAX_SEED = 2**31 - 1
 CAPTION_STYLE = "caption"
+PREVIOUS_SENTENCES = 4  # how much of the text before makes the vector of the passage before, as in training
 
 
-class StoryPipeline:
+class StoryPipeline(StoryContinuation):
     """Captions photos and tells stories about them.
 
     Example:
@@ -63,13 +67,13 @@ class StoryPipeline:
         self.decoder, self.decoder_tokenizer = decoder.eval(), decoder_tokenizer
         self.options = options or StoryOptions()
         self._fingerprint = encoder_fingerprint(encoder)
-        vocabulary = self.decoder_tokenizer.convert_ids_to_tokens(range(len(self.decoder_tokenizer)))
-        self._content_mask = torch.tensor([float(is_content_word(w)) for w in vocabulary], device=decoder.device)
         self._styles: dict[str, Style] = {}
         for style in styles:
-            self.add_style(style)
+            style.check_encoder(self._fingerprint)
+            self._styles[style.name] = style
         if CAPTION_STYLE not in self._styles:
             raise PictaleError("A pipeline needs a style named 'caption', the mean of captions in general.")
+        self.writer = DecoderWriter(decoder, decoder_tokenizer, self._ranking)
 
     @classmethod
     def from_pretrained(
@@ -121,12 +125,31 @@ class StoryPipeline:
         return {name: style for name, style in self._styles.items() if name != CAPTION_STYLE}
 
     def add_style(self, style: Style) -> None:
-        """Make a style known to this pipeline. Raises StyleError if it belongs to another encoder."""
+        """Make a style known to this pipeline, in place of one of the same name.
+
+        Raises:
+            StyleError: it belongs to another encoder, or is called `caption`, as the mean of all captions is.
+        """
+        if style.name == CAPTION_STYLE:
+            raise StyleError("No style can be called 'caption': the mean of captions in general has that name.")
         style.check_encoder(self._fingerprint)
         self._styles[style.name] = style
 
-    def make_style(self, text: str, name: str, **kwargs: Any) -> Style:
-        """A style from a text, see `modeling.styles.make_style`; the pipeline does not keep it until `add_style`."""
+    def make_style(self, text: str | PathLike | Sequence[str], name: str, **kwargs: Any) -> Style:
+        """A style from a text, in seconds; the pipeline does not keep it until `add_style`.
+
+        Args:
+            text: The text itself or several; or, as a `Path`, a .txt or .md file or a folder of them.
+            name: How it will be called.
+            kwargs: `source`, `progress` and so on, see `modeling.styles.make_style`.
+
+        Example:
+            >>> pipe.add_style(pipe.make_style(Path("dracula.txt"), "stoker"))
+            >>> pipe("photo.jpg", style="stoker")
+        """
+        if isinstance(text, PathLike):
+            kwargs.setdefault("source", Path(text).name)
+            text = read_texts(text)
         return make_style(text, name, self.encoder, **kwargs)
 
     # -- seeing ------------------------------------------------------------------------------------------------------
@@ -181,12 +204,17 @@ class StoryPipeline:
         """Mean skip-thought vector of sentences: x, [D]."""
         return encode_passages(self.encoder, [[text for text in texts if text.strip()]])[0]
 
-    def shift(self, x: np.ndarray, style: str | Style | Mapping[str, float], strength: float = 1.0) -> np.ndarray:
-        """x - c + strength * b, [D]."""
-        return shift_style(x, self._styles[CAPTION_STYLE].vector, self._style(style)[1], strength)
+    def shift(
+        self,
+        x: np.ndarray,
+        style: str | Style | Mapping[str, float],
+        strength: float = 1.0,
+        caption_removal: float = 1.0,
+    ) -> np.ndarray:
+        """x - caption_removal * c + strength * b, [D]."""
+        return shift_style(x, self._styles[CAPTION_STYLE].vector, self._style(style)[1], strength, caption_removal)
 
     # -- writing -----------------------------------------------------------------------------------------------------
-    @torch.no_grad()
     def write(
         self,
         thought: np.ndarray,
@@ -195,87 +223,67 @@ class StoryPipeline:
         seed: int = 0,
         options: StoryOptions | None = None,
         style: np.ndarray | None = None,
-    ) -> list[Candidate]:
-        """Candidates for one passage, best first.
+    ) -> Written:
+        """One passage, with all candidates for its sentences.
 
         Args:
             thought: Shifted vector [D].
             content: Words to work in.
             previous: Vector of the passage before [D], or None at the beginning.
-            seed: Reproduces the candidates.
+            seed: Reproduces the passage.
             options: Those of the pipeline if None.
             style: The style's vector [D], to rank by; None ranks without style.
         """
-        options = options or self.options
-        known = self._content_ids(content)
-        device = self.decoder.device
-        conditions = self.decoder.conditions(
-            torch.from_numpy(thought)[None].to(device),
-            None if previous is None else torch.from_numpy(previous)[None].to(device),
-            torch.tensor([[*known.values()] or [0]], device=device),
-        )
-        sequences = sample_passages(
-            self.decoder,
-            conditions,
-            options.candidates,
-            torch.Generator(device).manual_seed(seed),
-            SamplingOptions(**{f.name: getattr(options, f.name) for f in dataclasses.fields(SamplingOptions)}),
-            self._content_mask,
-        )  # [candidates, T]
-        fluency = self.decoder.score(conditions, sequences).tolist()
-        texts = [self._finish(ids) for ids in sequences]
-        return self._rank(texts, fluency, thought, list(known), style, options)
+        options = (options or self.options).resolved()
+        seen = thought - (self._styles[CAPTION_STYLE].vector if style is None else options.strength * style)
+        words = tuple(self.writer.known(content)) if options.content_words else ()
+        *_, written = self.writer.write(PassageTask(thought, Wish(seen, style, words), previous, seed, options))
+        return written
 
-    def _content_ids(self, words: Sequence[str]) -> dict[str, int]:
-        """Words the decoder knows, with their ids; a name known only with a capital counts too."""
-        found = {}
-        for word in words:
-            for form in (word, word.capitalize()):
-                known = self.decoder_tokenizer.convert_tokens_to_ids(form)
-                if known != self.decoder_tokenizer.unk_token_id:
-                    found[word] = known
-                    break
-        return found
+    def _ranking(self, wish: Wish, options: StoryOptions) -> Ranking:
+        vectors = np.stack([style.vector for style in self._styles.values()])
+        mean = self._styles[CAPTION_STYLE].vector
+        return Ranking(self.encoder, vectors, mean, self.writer.vocabulary, wish, options)
 
-    def _finish(self, ids: torch.Tensor) -> str:
-        """Readable text; a passage cut off by the length limit ends with its last whole sentence."""
-        text = self.decoder_tokenizer.decode(ids, skip_special_tokens=True)
-        if ids[-1] not in (self.decoder.config.eos_token_id, self.decoder.config.pad_token_id):
-            ends = [text.rfind(mark) for mark in (".", "!", "?")]
-            if max(ends) > len(text) // 3:
-                closing = 2 if text[max(ends) + 1 : max(ends) + 3] == " ”" else 0
-                text = text[: max(ends) + 1 + closing]
-        return clean_text(text)
-
-    def _rank(
+    def _write_parts(
         self,
-        texts: list[str],
-        fluency: list[float],
-        thought: np.ndarray,
-        shown: list[str],
-        style: np.ndarray | None,
+        given: Sequence[str],
+        x: np.ndarray,
+        words: Sequence[str],
+        style: np.ndarray,
+        seed: int,
         options: StoryOptions,
-    ) -> list[Candidate]:
-        caption_mean = self._styles[CAPTION_STYLE].vector
-        base = caption_mean if style is None else style
-        vectors = encode_passages(self.encoder, [split_sentences(text) or [text] for text in texts])
-        candidates = []
-        for text, vector, log_prob in zip(texts, vectors, fluency, strict=True):
-            used = set(content_words([text]))
-            scores = {
-                "grounding": len(used & set(shown)) / max(len(shown), 1),
-                "likeness": _cosine(vector - base, thought - base),
-                "style": 0.0 if style is None else _cosine(vector - caption_mean, style - caption_mean),
-                "fluency": log_prob,
-                "repetition": _repeated_trigrams(text),
-            }
-            score = (
-                options.grounding * (scores["grounding"] + 0.5 * scores["likeness"])
-                + options.style * scores["style"]
-                + options.fluency * (0.5 * scores["fluency"] - scores["repetition"])
-            )
-            candidates.append(Candidate(text, score, scores))
-        return sorted(candidates, key=lambda c: -c.score)
+        before: str = "",
+    ) -> Iterator[Written]:
+        """`options.passages` passages as one growing text, each knowing the one before and what is told already.
+
+        Args:
+            given: Captions and sentences of the user's, which it must agree with.
+            x: Their vector [D].
+            words: Content words to take up, most wanted first.
+            style: b [D].
+            before: The story so far.
+        """
+        mean = self._styles[CAPTION_STYLE].vector
+        thought = shift_style(x, mean, style, options.strength, options.caption_removal)
+        words, done = list(self.writer.known(words)), Written("")
+        for part in range(options.passages):
+            told = f"{before} {done.text}".strip()
+            follows = bool(told) and options.recipe == "pictale"
+            wish = Wish(x - mean, style, tuple(words), tuple(given), told)
+            previous = self._last_thought(told) if follows else None
+            task = PassageTask(thought, wish, previous, (seed + part) % (MAX_SEED + 1), options)
+            for written in self.writer.write(task):
+                text = f"{done.text} {written.text}".strip()
+                yield Written(text, done.choices + written.choices)
+            done = Written(text, done.choices + written.choices)
+            # what has been told once is background; what has not yet been is asked for first
+            used = taken_up(words, content_words([written.text]))
+            words = [w for w in words if w not in used] + used[:BACKGROUND_WORDS]
+
+    def _last_thought(self, text: str) -> np.ndarray:
+        """Vector of the end of a text [D]."""
+        return encode_passages(self.encoder, [split_sentences(text)[-PREVIOUS_SENTENCES:]])[0]
 
     # -- the whole path ----------------------------------------------------------------------------------------------
     def __call__(
@@ -296,7 +304,7 @@ class StoryPipeline:
         chosen = self._options(options)
         self._style(style)  # an unknown one is refused before any work
         captions = self.caption(images, chosen.num_captions, chosen.caption_beams)
-        seed = _seed(seed)
+        seed = check_seed(seed)
         results = [self.tell(c, style=style, seed=seed, **options) for c in captions]
         return results if isinstance(images, (list, tuple)) else results[0]
 
@@ -308,16 +316,16 @@ class StoryPipeline:
         **options: Any,
     ) -> StoryResult:
         """A story from captions already there, the pipeline's or a person's own sentences."""
-        passages = list(self.passages(captions, style, seed := _seed(seed), **options))
+        chosen, seed, captions = self._options(options), check_seed(seed), as_captions(captions)
         label, _ = self._style(style)
-        captions = _as_captions(captions)
+        *_, written = self._tell(captions, style, seed, chosen)
         return StoryResult(
             captions=captions,
             style=label,
-            story=" ".join(candidates[0].text for candidates in passages),
+            story=lyric_lines(written.text) if chosen.lyrics else written.text,
             seed=seed,
-            candidates=tuple(passages[0]),
-            content_words=tuple(self._content_ids(self._words_to_show(captions, self._options(options)))),
+            choices=written.choices,
+            content_words=tuple(self.writer.known(self._words_to_show(captions, chosen))),
         )
 
     def stream(
@@ -328,34 +336,16 @@ class StoryPipeline:
         **options: Any,
     ) -> Iterator[str]:
         """The growing text of the story that `tell` gives, word by word; the last item is the whole story."""
-        story = ""
-        for candidates in self.passages(captions, style, seed, **options):
-            for word in candidates[0].text.split():
-                story = f"{story} {word}" if story else word
-                yield story
+        chosen, seed, captions = self._options(options), check_seed(seed), as_captions(captions)
+        for text in growing_words(written.text for written in self._tell(captions, style, seed, chosen)):
+            yield lyric_lines(text) if chosen.lyrics else text
 
-    def passages(
-        self,
-        captions: Sequence[Caption | str],
-        style: str | Style | Mapping[str, float] | None = None,
-        seed: int | None = None,
-        **options: Any,
-    ) -> Iterator[list[Candidate]]:
-        """The candidates of one passage after the other; the first of each is the one the story is made of."""
-        chosen, seed = self._options(options), _seed(seed)
-        captions = _as_captions(captions)
-        _, style_vector = self._style(style)
-        x = self.think([caption.text for caption in captions])
-        thought = shift_style(x, self._styles[CAPTION_STYLE].vector, style_vector, chosen.strength)
-        words, previous = self._words_to_show(captions, chosen), None
-        for part in range(chosen.passages):
-            candidates = self.write(thought, words, previous, (seed + part) % MAX_SEED, chosen, style_vector)
-            yield candidates
-            text = candidates[0].text
-            previous = encode_passages(self.encoder, [split_sentences(text) or [text]])[0]
-            # what has been told once is background; what has not yet been is asked for first
-            told = set(content_words([text]))
-            words = [w for w in words if w not in told] + [w for w in words if w in told][:2]
+    def _tell(
+        self, captions: Sequence[Caption], style: str | Style | Mapping[str, float] | None, seed: int, o: StoryOptions
+    ) -> Iterator[Written]:
+        texts = [caption.text for caption in captions]
+        words = self._words_to_show(captions, o)
+        yield from self._write_parts(texts, self.think(texts), words, self._style(style)[1], seed, o)
 
     def _style(self, style: str | Style | Mapping[str, float] | None) -> tuple[str, np.ndarray]:
         """Label and vector of what a caller asked for."""
@@ -371,33 +361,8 @@ class StoryPipeline:
         for name in changes:
             if name not in known:
                 raise PictaleError(f"There is no option '{name}': choose from {', '.join(sorted(known))}.")
-        return dataclasses.replace(self.options, **changes)
+        return dataclasses.replace(self.options, **changes).resolved()
 
 
 def _as_list(images: Any) -> list[Any]:
     return list(images) if isinstance(images, (list, tuple)) else [images]
-
-
-def _as_captions(captions: Sequence[Caption | str]) -> tuple[Caption, ...]:
-    given = tuple(c if isinstance(c, Caption) else Caption(c, 0.0) for c in captions)
-    if not any(c.text.strip() for c in given):
-        raise PictaleError("There is no caption to tell a story about: give at least one sentence.")
-    return given
-
-
-def _seed(seed: int | None) -> int:
-    if seed is None:
-        return random.SystemRandom().randrange(MAX_SEED)
-    if not 0 <= int(seed) <= MAX_SEED:
-        raise PictaleError(f"The seed must be a whole number from 0 to {MAX_SEED}, not {seed}.")
-    return int(seed)
-
-
-def _cosine(a: np.ndarray, b: np.ndarray) -> float:
-    return float(a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-8))
-
-
-def _repeated_trigrams(text: str) -> float:
-    words = text.lower().split()
-    trigrams = list(zip(words, words[1:], words[2:], strict=False))
-    return 1 - len(set(trigrams)) / len(trigrams) if trigrams else 0.0

@@ -3,7 +3,7 @@
 neural-storyteller (github.com/ryankiros/neural-storyteller, `generate.py`): with x the mean vector of the captions, c
 the mean vector of captions in general and b the mean vector of a book's passages,
 
-    F(x) = x - c + s * sum_i w_i b_i        sum_i w_i = 1, s the strength
+    F(x) = x - r * c + s * sum_i w_i b_i        sum_i w_i = 1, s the strength, r = 1
 
 `x - c` keeps what is particular to this picture, b says how passages of the genre sound. A style is one vector with its
 provenance, stored as safetensors; it belongs to the encoder whose fingerprint it carries, and no other accepts it.
@@ -30,7 +30,8 @@ from .text import directed_quotes, split_sentences
 
 MINIMUM_PASSAGES = 20
 PASSAGE_CHARACTERS = (60, 400)
-_NAME = re.compile(r"^[\w][\w .'-]{0,39}$")
+TEXT_SUFFIXES = (".txt", ".md")
+_NAME = re.compile(r"[\w][\w .'-]{0,39}")
 
 
 @dataclass(frozen=True)
@@ -81,9 +82,12 @@ class Style:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != "pictale-style":
                     raise StyleError(f"{path} is not a style file: make one with `python -m training.make_style`.")
+                vector = file.get_tensor("vector").astype(np.float32)
+                if vector.ndim != 1 or not np.isfinite(vector).all():
+                    raise ValueError("its vector is none")
                 return cls(
-                    name=metadata["name"],
-                    vector=file.get_tensor("vector").astype(np.float32),
+                    name=_checked_name(metadata["name"]),
+                    vector=vector,
                     passages=int(metadata["passages"]),
                     source=metadata["source"],
                     encoder=metadata["encoder"],
@@ -110,6 +114,12 @@ def encoder_fingerprint(encoder: PictaleSkipThoughtsEncoder) -> str:
     return encoder.fingerprint()
 
 
+def _checked_name(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise StyleError(f"'{name[:60]}' cannot name a style: use 1 to 40 letters, digits, spaces, dots or hyphens.")
+    return name
+
+
 def split_passages(text: str, limits: tuple[int, int] = PASSAGE_CHARACTERS) -> list[list[str]]:
     """Passages of a book: each a list of consecutive sentences of one paragraph, `limits` characters long in all."""
     shortest, longest = limits
@@ -123,6 +133,32 @@ def split_passages(text: str, limits: tuple[int, int] = PASSAGE_CHARACTERS) -> l
             current.append(sentence)
         passages.append(current)
     return [p for p in passages if shortest <= sum(map(len, p)) <= longest]
+
+
+def read_texts(path: str | os.PathLike) -> list[str]:
+    """Contents of a .txt or .md file, or of all of them in a folder and those below it.
+
+    Raises:
+        StyleError: no such file, not text, or a folder without any.
+    """
+    place = Path(path)
+    if place.is_file() and place.suffix.lower() not in TEXT_SUFFIXES:
+        raise StyleError(f"{path} is not a .txt or .md file: save the text as one of these.")
+    files = [place]
+    if place.is_dir():
+        files = [file for file in sorted(place.rglob("*")) if file.suffix.lower() in TEXT_SUFFIXES and file.is_file()]
+    if not files:
+        raise StyleError(f"There is no .txt or .md file in {path}.")
+    texts = []
+    for file in files:
+        try:
+            content = file.read_bytes()
+        except OSError as error:
+            raise StyleError(f"The text {file} cannot be read ({error.strerror}): check its name.") from None
+        if b"\0" in content[:4096]:
+            raise StyleError(f"{file} is not plain text: save it as text in UTF-8.")
+        texts.append(content.decode("utf-8-sig", errors="replace"))
+    return texts
 
 
 def make_style(
@@ -148,8 +184,7 @@ def make_style(
     Raises:
         StyleError: the name cannot be used, or the text has fewer than `MINIMUM_PASSAGES` passages.
     """
-    if not _NAME.match(name):
-        raise StyleError(f"'{name[:60]}' cannot name a style: use 1 to 40 letters, digits, spaces, dots or hyphens.")
+    _checked_name(name)
     passages = [p for book in ([text] if isinstance(text, str) else text) for p in split_passages(book, limits)]
     if len(passages) < MINIMUM_PASSAGES:
         raise StyleError(
@@ -215,6 +250,12 @@ def _parse_blend(text: str) -> dict[str, float]:
     return weights
 
 
-def shift_style(x: np.ndarray, caption_mean: np.ndarray, style: np.ndarray, strength: float = 1.0) -> np.ndarray:
-    """x - c + s * b; all [D]."""
-    return (x - caption_mean + strength * style).astype(np.float32)
+def shift_style(
+    x: np.ndarray,
+    caption_mean: np.ndarray,
+    style: np.ndarray,
+    strength: float = 1.0,
+    caption_removal: float = 1.0,
+) -> np.ndarray:
+    """x - r * c + s * b; all [D]."""
+    return (x - caption_removal * caption_mean + strength * style).astype(np.float32)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import nupunkt
 
@@ -116,3 +116,13 @@ def lyric_lines(text: str) -> str:
     """Break a story at commas and sentence ends, one line each, as neural-storyteller's `lyric` did."""
     pieces = (piece.strip(" ,") for piece in re.split(r",\s+|(?<=[.!?])\s+", text))
     return "\n".join(piece[0].upper() + piece[1:] for piece in pieces if piece)
+
+
+def growing_words(texts: Iterable[str]) -> Iterator[str]:
+    """Texts that grow by sentences, each beginning with the one before, as one text that grows by words."""
+    shown = 0
+    for text in texts:
+        for word in re.finditer(r"\S+", text):
+            if word.end() > shown:
+                shown = word.end()
+                yield text[:shown]

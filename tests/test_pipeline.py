@@ -6,10 +6,17 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from modeling import ImageError, ModelFolderError, PictaleError, StoryPipeline, StyleError
-from tests.tiny import save_tiny_pipeline, tiny_pipeline
+from modeling import ImageError, ModelFolderError, PictaleError, StoryOptions, StoryPipeline, StyleError
+from modeling.beam_search import beam_passages
+from modeling.sampling import SamplingOptions
+from modeling.story_types import _LIMITS
+from modeling.text import clean_text, lyric_lines
+from tests.tiny import BOOK, save_tiny_pipeline, tiny_pipeline
+
+SCORES = {"grounding", "words", "style", "fluency", "repetition", "ending", "length", "thread"}
 
 
 def photo(seed: int) -> Image.Image:
@@ -25,9 +32,12 @@ def test_the_result_has_everything(pipe):
     result = pipe(photo(0), style="romance", seed=1)
     assert len(result.captions) == 3 and result.style == "romance" and result.seed == 1
     assert result.story and result.story.split()[0] in result.candidates[0].text
-    assert len(result.candidates) == 3
-    assert [c.score for c in result.candidates] == sorted((c.score for c in result.candidates), reverse=True)
-    assert set(result.candidates[0].scores) == {"grounding", "likeness", "style", "fluency", "repetition"}
+    assert result.candidates == result.choices[0]
+    for choice in result.choices:
+        assert len(choice) == 3
+        assert [c.score for c in choice] == sorted((c.score for c in choice), reverse=True)
+        for candidate in choice:
+            assert set(candidate.scores) == SCORES
     for caption in result.captions:
         assert caption.attention.shape == (len(caption.words), 2, 2)
         np.testing.assert_allclose(caption.attention.sum((1, 2)), 1, atol=1e-4)
@@ -42,8 +52,6 @@ def test_a_seed_reproduces_its_story_and_another_does_not(pipe):
 
 
 def test_the_callers_random_state_is_left_alone(pipe):
-    import torch
-
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
@@ -76,11 +84,14 @@ def test_scores_and_maps_of_a_list_are_those_of_each_photo(pipe):
             np.testing.assert_allclose(one.attention, other.attention, atol=1e-4)
 
 
-def test_streaming_ends_with_the_story_that_tell_gives(pipe):
+@pytest.mark.parametrize("options", [{}, {"lyrics": True}, {"choose": "passage"}, {"passages": 4, "temperature": 2.0}])
+def test_streaming_grows_into_the_story_that_tell_gives(pipe, options):
     captions = pipe.caption(photo(0))[0]
-    grown = list(pipe.stream(captions, style="romance", seed=2))
-    assert grown[-1] == pipe.tell(captions, style="romance", seed=2).story
-    assert all(b.startswith(a) for a, b in zip(grown, grown[1:], strict=False))
+    for seed in range(4):
+        grown = list(pipe.stream(captions, style="romance", seed=seed, **options))
+        assert grown[-1] == pipe.tell(captions, style="romance", seed=seed, **options).story
+        assert all(b.startswith(a) for a, b in zip(grown, grown[1:], strict=False))
+        assert len(grown) == len(grown[-1].split())
 
 
 def test_a_persons_own_sentence_is_a_caption(pipe):
@@ -94,6 +105,76 @@ def test_style_strength_and_content_matter(pipe):
     assert pipe.tell(captions, style="horror", seed=1).story != plain.story
     assert pipe.tell(captions, style="romance", seed=1, strength=-3).story != plain.story
     assert pipe.tell(captions, style="romance", seed=1, content_words=0).content_words == ()
+
+
+def test_the_story_is_made_of_the_winners(pipe):
+    result = pipe.tell(["the old dog was on the beach."], style="romance", seed=2, max_new_tokens=40, passages=1)
+    assert len(result.choices) > 1
+    told = " ".join(choice[0].text for choice in result.choices)
+    assert set(result.story.lower().split()) - set(told.lower().split()) <= {"“", "”"} or result.story in told
+
+
+def test_more_passages_are_more_text(pipe):
+    captions = ["the old dog was on the beach."]
+    stories = [pipe.tell(captions, style="romance", seed=1, passages=n).story for n in (1, 2, 4)]
+    assert all(b.startswith(a) and len(b) > len(a) for a, b in zip(stories, stories[1:], strict=False))
+
+
+def test_the_plain_recipe_is_the_most_probable_passage_for_the_vector_alone(pipe):
+    captions = ["The dog runs on the beach.", "A cat sleeps."]
+    plain = {"recipe": "neural-storyteller", "beam_width": 4}
+    result = pipe.tell(captions, style="horror", seed=1, **plain)
+    assert result.content_words == () and len(result.choices) == 1 and len(result.candidates) == 4
+    assert pipe.tell(captions, style="horror", seed=2, **plain).story == result.story  # nothing is drawn
+    thought = torch.from_numpy(pipe.shift(pipe.think(captions), "horror"))[None]
+    options = SamplingOptions(max_new_tokens=12, min_new_tokens=4)
+    found = beam_passages(pipe.decoder, pipe.decoder.conditions(thought), 4, options)
+    ids = [i for i in found.new_ids(0) if i > 3]
+    assert result.story == clean_text(pipe.decoder_tokenizer.decode(ids))
+    assert pipe.tell(captions, style="horror", recipe="neural-storyteller", beam_width=1).story
+    assert len(pipe.tell(captions, style="horror", recipe="neural-storyteller").candidates) == 50
+    assert pipe.tell(captions[:1], style="horror", **plain).candidates != result.candidates  # all k are averaged
+
+
+def test_how_much_of_the_captions_style_is_taken_away(pipe):
+    x = pipe.think(["The dog runs on the beach."])
+    c, b = pipe._styles["caption"].vector, pipe.styles["horror"].vector
+    np.testing.assert_allclose(pipe.shift(x, "horror", 0.5, caption_removal=0), x + 0.5 * b, atol=1e-6)
+    np.testing.assert_allclose(pipe.shift(x, "horror"), x - c + b, atol=1e-6)
+    stories = {
+        r: pipe.tell(["a dog was on the beach."], style="horror", seed=1, caption_removal=r).story for r in (0, 1)
+    }
+    assert stories[0] != stories[1]
+
+
+def test_lyrics_are_lines(pipe):
+    captions = ["the old dog was on the beach."]
+    plain, lyric = (pipe.tell(captions, style="romance", seed=3, lyrics=b).story for b in (False, True))
+    assert lyric == lyric_lines(plain) != plain
+
+
+def test_a_passage_from_a_vector_alone(pipe):
+    thought = pipe.shift(pipe.think(["The dog runs on the beach."]), "horror")
+    written = pipe.write(thought, ["dog", "unheard"], seed=1, style=pipe.styles["horror"].vector)
+    assert written.text and written.choices[0][0].scores["style"] > 0
+    assert pipe.write(thought, ["dog"], seed=1, style=pipe.styles["horror"].vector) == written
+    assert pipe.write(thought, previous=thought, seed=1).text != pipe.write(thought, seed=1).text
+
+
+def test_a_style_of_ones_own(pipe, tmp_path):
+    (tmp_path / "book.txt").write_text(BOOK, encoding="utf-8")
+    told = []
+    style = pipe.make_style(tmp_path / "book.txt", "mine", progress=lambda share, what: told.append(what))
+    assert told and style.source == "book.txt" and style.passages == 25
+    np.testing.assert_array_equal(style.vector, pipe.make_style(BOOK, "mine").vector)
+    fresh = tiny_pipeline()
+    assert "mine" not in fresh.styles
+    fresh.add_style(style)
+    assert fresh.tell(["A dog."], style="mine:0.5,romance:0.5", seed=1).style == "mine:0.5,romance:0.5"
+    with pytest.raises(StyleError, match="caption"):
+        fresh.add_style(dataclasses.replace(style, name="caption"))
+    with pytest.raises(StyleError, match="at least 20"):
+        fresh.make_style("Too short.", "short")
 
 
 def test_every_kind_of_input_is_the_same_photo(pipe, tmp_path):
@@ -116,6 +197,12 @@ def test_every_kind_of_input_is_the_same_photo(pipe, tmp_path):
         (lambda p: p(photo(0), style="romance", colour=1), PictaleError),
         (lambda p: p(photo(0), style="romance", candidates=0), PictaleError),
         (lambda p: p(photo(0), style="romance", top_p=0), PictaleError),
+        (lambda p: p(photo(0), style="romance", max_new_tokens="many"), PictaleError),
+        (lambda p: p(photo(0), style="romance", temperature=float("nan")), PictaleError),
+        (lambda p: p(photo(0), style="romance", passages=1.5), PictaleError),
+        (lambda p: p(photo(0), style="romance", recipe="cake"), PictaleError),
+        (lambda p: p(photo(0), style="romance", choose="word"), PictaleError),
+        (lambda p: p(photo(0), style="romance", weight_style=1e9), PictaleError),
         (lambda p: p.tell([" "], style="romance"), PictaleError),
     ],
 )
@@ -123,6 +210,16 @@ def test_bad_calls_are_one_sentence(pipe, call, error):
     with pytest.raises(error) as caught:
         call(pipe)
     assert "\n" not in str(caught.value) and str(caught.value).endswith(".")
+
+
+def test_every_number_among_the_options_has_limits():
+    for option in dataclasses.fields(StoryOptions):
+        if option.type in ("int", "float"):
+            assert option.name in _LIMITS or option.name.startswith("weight_")
+            with pytest.raises(PictaleError, match=f"{option.name} must be a (whole )?number from"):
+                StoryOptions(**{option.name: 1e15})
+            with pytest.raises(PictaleError, match=option.name):
+                StoryOptions(**{option.name: True})
 
 
 def test_save_load_same_output(tmp_path):

@@ -1,12 +1,22 @@
-"""The sampling loop draws what it should, from its own generator."""
+"""The sampling loop draws what it should, from its own generator, whole or sentence by sentence."""
 
 import dataclasses
 
 import pytest
 import torch
 
-from modeling.sampling import SamplingOptions, bar_repeats, draw, sample_passages
-from tests.tiny import tiny_decoder
+from modeling.sampling import (
+    SamplingOptions,
+    SentenceMarks,
+    bar_repeats,
+    begin,
+    draw,
+    sample_passages,
+    sample_sentences,
+)
+from tests.tiny import tiny_decoder, tiny_tokenizer
+
+END = 2
 
 
 @pytest.fixture(scope="module")
@@ -20,9 +30,19 @@ def conditions(decoder):
     return decoder.conditions(torch.nn.functional.normalize(torch.randn(1, 24), dim=-1), None, torch.tensor([[5, 9]]))
 
 
+@pytest.fixture(scope="module")
+def marks():
+    words = tiny_tokenizer().get_vocab()
+    return SentenceMarks((words["."], words["!"]), words["“"], words["”"])
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
 def sample(decoder, conditions, seed=0, count=4, **options):
-    generator = torch.Generator().manual_seed(seed)
-    return sample_passages(decoder, conditions, count, generator, SamplingOptions(max_new_tokens=12, **options))
+    options = SamplingOptions(max_new_tokens=12, **options)
+    return sample_passages(decoder, conditions, count, generator(seed), options).sequences
 
 
 def test_without_warmth_it_is_greedy_search(decoder, conditions):
@@ -40,28 +60,39 @@ def test_a_seed_means_the_same_whatever_else_is_drawn(decoder, conditions):
 
 
 def test_lengths_and_endings(decoder, conditions):
-    out = sample(decoder, conditions, count=30, min_new_tokens=4, temperature=3.0)
-    for row in out.tolist():
+    found = sample_passages(
+        decoder, conditions, 30, generator(), SamplingOptions(max_new_tokens=12, min_new_tokens=4, temperature=3.0)
+    )
+    for row, finished in zip(found.sequences.tolist(), found.finished.tolist(), strict=True):
         words = row[1:]
-        assert 2 not in words[:4]
-        if 2 in words:
-            assert set(words[words.index(2) + 1 :]) <= {0}
-    assert not torch.isin(out[:, 1:], torch.tensor([1, 3])).any()
+        assert END not in words[:4] and finished == (END in words)
+        if END in words:
+            assert set(words[words.index(END) + 1 :]) <= {0}
+    assert not torch.isin(found.sequences[:, 1:], torch.tensor([1, 3])).any()
+
+
+def test_log_probs_are_the_models_own(decoder, conditions):
+    options = SamplingOptions(max_new_tokens=12, temperature=2.0, presence_penalty=1.5, no_repeat_ngram_size=2)
+    found = sample_passages(decoder, conditions, 6, generator(), options)
+    torch.testing.assert_close(found.log_probs, decoder.score(conditions, found.sequences), rtol=0, atol=1e-4)
 
 
 def test_drawing_follows_the_probabilities():
     probabilities = torch.tensor([0.5, 0.3, 0.15, 0.05])
     rows = probabilities.log().expand(20000, 4)
-    generator = torch.Generator().manual_seed(0)
 
     def shares(**options):
-        ids = draw(rows, generator, SamplingOptions(temperature=1.0, **options))
+        ids = draw(rows, generator(), SamplingOptions(temperature=1.0, **options))
         return torch.bincount(ids, minlength=4) / len(ids)
 
     torch.testing.assert_close(shares(top_p=1.0), probabilities, atol=0.015, rtol=0)
     # the fewest words that reach 0.7 are the first two
     torch.testing.assert_close(shares(top_p=0.7), torch.tensor([0.625, 0.375, 0, 0]), atol=0.015, rtol=0)
     torch.testing.assert_close(shares(top_p=1.0, top_k=1), torch.tensor([1.0, 0, 0, 0]))
+    # a quarter of the most probable word's 0.5 leaves three
+    expected = torch.tensor([0.5, 0.3, 0.15, 0]) / 0.95
+    torch.testing.assert_close(shares(top_p=1.0, min_p=0.25), expected, atol=0.015, rtol=0)
+    torch.testing.assert_close(shares(top_p=1.0, min_p=1.0), torch.tensor([1.0, 0, 0, 0]))
 
 
 def test_repeats_are_barred():
@@ -73,7 +104,7 @@ def test_repeats_are_barred():
 
 def test_no_ngram_is_written_twice(decoder, conditions):
     options = SamplingOptions(max_new_tokens=25, no_repeat_ngram_size=2, temperature=0.5, min_new_tokens=20)
-    out = sample_passages(decoder, conditions, 5, torch.Generator().manual_seed(0), options)
+    out = sample_passages(decoder, conditions, 5, generator(), options).sequences
     for row in out.tolist():
         row = [i for i in row if i != 0]
         pairs = list(zip(row, row[1:], strict=False))
@@ -83,11 +114,72 @@ def test_no_ngram_is_written_twice(decoder, conditions):
 def test_the_presence_penalty_makes_repeats_rarer_where_it_holds(decoder, conditions):
     def repeats(penalty, penalized=None):
         options = SamplingOptions(max_new_tokens=12, min_new_tokens=12, presence_penalty=penalty)
-        out = sample_passages(decoder, conditions, 60, torch.Generator().manual_seed(0), options, penalized)
+        out = sample_passages(decoder, conditions, 60, generator(), options, penalized).sequences
         return sum(len(row) - len(set(row)) for row in out.tolist())
 
     assert repeats(3.0) < repeats(0.0)
     assert repeats(3.0, torch.zeros(decoder.config.vocab_size)) == repeats(0.0)
+
+
+# -- sentence by sentence ----------------------------------------------------------------------------------------------
+def test_where_sentences_end(marks):
+    stop, opening, closing, word = marks.stops[0], marks.opening, marks.closing, 99
+    assert marks.ends([word, stop, word]) == [2]
+    # “ a . ” b .   a stop within a quotation ends nothing, the mark after it does
+    assert marks.ends([opening, word, stop, word, stop, closing, word, stop]) == [6, 8]
+    assert marks.ends([opening, word, closing, word, stop]) == [5]
+    assert marks.ends([opening, word, stop]) == []
+
+
+def test_sentences_end_where_sentences_end(decoder, conditions, marks):
+    options = SamplingOptions(temperature=2.0, max_sentence_tokens=9, max_new_tokens=70)
+    found = sample_sentences(decoder, conditions, 40, generator(), options, marks)
+    assert 0 < found.finished.sum() < 40
+    for row, finished in zip(found.sequences.tolist(), found.finished.tolist(), strict=True):
+        ids = [i for i in row[1:] if i != 0]
+        assert END not in ids
+        assert marks.ends(ids) == ([len(ids)] if finished else [])
+        assert finished or len(ids) == 9
+
+
+def test_going_on_from_a_row_is_as_if_it_had_been_written_alone(decoder, conditions, marks):
+    options = SamplingOptions(temperature=2.0, max_sentence_tokens=9)
+    found = sample_sentences(decoder, conditions, 8, generator(), options, marks)
+    greedy = SamplingOptions(temperature=1e-6, max_new_tokens=25)
+    for row in range(8):
+        draft = found.draft(row, pad_id=0)
+        assert draft.written == [i for i in found.new_ids(row) if i != 0]
+        fresh = begin(decoder, conditions, draft.written)
+        torch.testing.assert_close(draft.state, fresh.state, rtol=0, atol=1e-5)
+        on = sample_passages(decoder, conditions, 1, generator(), greedy, start=draft)
+        again = sample_passages(
+            decoder, conditions, 1, generator(), greedy, start=dataclasses.replace(fresh, context=0)
+        )
+        assert torch.equal(on.sequences, again.sequences)
+
+
+def test_a_passage_ends_where_the_decoder_ends_it_but_not_too_early(conditions, marks):
+    decoder = tiny_decoder()
+    with torch.no_grad():
+        decoder.words.head_bias[END] += 12
+    start = begin(decoder, conditions, [6, 7, marks.stops[0]])
+    start = dataclasses.replace(start, context=0)
+
+    def declined(**options):
+        found = [
+            sample_sentences(decoder, conditions, 2, generator(seed), SamplingOptions(**options), marks, start=start)
+            for seed in range(40)
+        ]
+        return sum(f is None for f in found) / len(found)
+
+    output = decoder(decoder_input_ids=start.ids[None], encoder_outputs=conditions).logits[0, -1]
+    expected = float(output[END].detach().exp())
+    assert 0.3 < expected < 0.7
+    assert declined(temperature=1.0, top_p=1.0) == pytest.approx(expected, abs=0.2)
+    assert declined(temperature=1.0, top_p=1.0, min_new_tokens=4) == 0
+    # what was only read does not count as written
+    empty = dataclasses.replace(start, context=3)
+    assert sample_sentences(decoder, conditions, 2, generator(), SamplingOptions(), marks, start=empty) is not None
 
 
 def test_options_are_a_part_of_the_story_options():

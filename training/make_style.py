@@ -23,21 +23,18 @@ from tqdm import tqdm
 
 from modeling.errors import PictaleError, StyleError
 from modeling.modeling_skip_thoughts import PictaleSkipThoughtsEncoder
-from modeling.styles import MINIMUM_PASSAGES, Style, encode_passages, encoder_fingerprint, make_style
+from modeling.styles import (
+    MINIMUM_PASSAGES,
+    TEXT_SUFFIXES,
+    Style,
+    encode_passages,
+    encoder_fingerprint,
+    make_style,
+    read_texts,
+)
 
 from .data_text import TextSource, load_corpus
 from .recipes import dataset_location
-
-
-def read_texts(path: str) -> list[str] | None:
-    """Contents of a .txt/.md file or of all of them in a folder; None if there are none."""
-    place = Path(path)
-    if place.is_file() and place.suffix.lower() not in (".txt", ".md"):
-        raise StyleError(f"{path} is not a .txt or .md file: save the text as one of these.")
-    if place.is_file():
-        return [place.read_text(encoding="utf-8", errors="replace")]
-    files = [f for f in sorted(place.rglob("*")) if f.suffix.lower() in (".txt", ".md")] if place.is_dir() else []
-    return [f.read_text(encoding="utf-8", errors="replace") for f in files] or None
 
 
 def styles_from_dataset(
@@ -79,15 +76,16 @@ def make(args: argparse.Namespace) -> list[tuple[Style, Path]]:
     """The styles that the command line asks for, and the files they belong in."""
     encoder = PictaleSkipThoughtsEncoder.from_pretrained(args.encoder).eval()
     output = Path(args.output)
-    texts = None if args.genre else read_texts(dataset_location(args.text))
-    if texts is None:
+    place = Path(dataset_location(args.text))
+    is_text = place.is_file() or (place.is_dir() and any(f.suffix.lower() in TEXT_SUFFIXES for f in place.rglob("*")))
+    if args.genre or not is_text:
         styles = styles_from_dataset(args.text, encoder, None if args.genre in (None, "all") else args.genre)
         if len(styles) > 1:
             return [(style, output / f"{name}.safetensors") for name, style in styles.items()]
         return [(dataclasses.replace(style, name=args.name or style.name), output) for style in styles.values()]
     with tqdm(total=100, unit="%", desc="reading", leave=False) as bar:
         style = make_style(
-            texts,
+            read_texts(place),
             args.name or output.stem,
             encoder,
             source=Path(args.text).name,

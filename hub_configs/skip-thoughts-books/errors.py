@@ -31,3 +31,7 @@ class RecipeError(PictaleError):
 
 class TextError(PictaleError):
     """Sentences or words that cannot be compared: none given, or unknown to the model."""
+
+
+class StoryError(PictaleError):
+    """A story file that is damaged, foreign or newer than this program, or a step that a story cannot take."""

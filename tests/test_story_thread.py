@@ -1,0 +1,68 @@
+"""Names, pronouns and words that hold a story together."""
+
+import pytest
+
+from modeling.story_thread import CARRY_DECAY, Cast, carried_words, last_words, names_in, persons_in
+
+# as decoders have it: a word written small most of the time comes before its capital form, which may be missing
+VOCABULARY = {
+    w: i for i, w in enumerate(". , “ ” the dog man woman he she ran a rose Rose Mary then said I and to go Go".split())
+}
+
+
+def test_names_are_told_from_first_words():
+    text = "The dog ran to Mary. Then Gerald said: “Go, Mary!” I ran. Mr Rochester and the Rose."
+    assert names_in(text, VOCABULARY) == ["Mary", "Gerald", "Rochester", "Rose"]
+    assert names_in("Rose ran. The dog. “Then I go.”", VOCABULARY) == []  # a rose more often than a Rose
+    assert names_in("", VOCABULARY) == []
+
+
+def test_the_last_words_are_whole_sentences_as_the_decoder_writes():
+    text = 'The dog ran. Then Mary said, "Go to the man." I ran.'
+    assert last_words(text, VOCABULARY, 3) == ["I", "ran", "."]
+    assert last_words(text, VOCABULARY, 15) == [*"then Mary said , “ Go to the man . ”".split(), "I", "ran", "."]
+    assert last_words(text, VOCABULARY, 100)[:4] == ["the", "dog", "ran", "."]
+    assert last_words(text, VOCABULARY, 0) == last_words("", VOCABULARY, 9) == []
+
+
+@pytest.mark.parametrize(
+    ("before", "text", "breaks"),
+    [
+        ("A man ran.", "He ran.", 0),
+        ("A man ran.", "Then she ran.", 1),
+        ("A man ran.", "Then she ran, and she said: go, her dog.", 1),  # she is one person
+        ("A man ran.", "A woman ran, and she said: go.", 0),  # somebody new, who is introduced
+        ("A man and a woman ran.", "She said he ran.", 0),
+        ("A dog ran.", "She ran.", 0),  # the first to say what it is
+        ("A dog ran.", "She ran, and he ran.", 1),
+        ("She ran.", "Then he ran.", 1),
+        ("A dog ran.", "Mary ran.", 0),  # a story may name somebody
+        ("A dog ran.", "Mary and Gerald ran.", 1),
+        ("Mary ran.", "Gerald ran to Mary, and Edward.", 2),
+        ("Mary ran.", "Mary said: go.", 0),
+        ("", "", 0),
+    ],
+)
+def test_what_breaks_the_thread(before, text, breaks):
+    assert Cast.of([before], "", VOCABULARY).breaks(text, VOCABULARY) == breaks
+
+
+def test_a_slip_of_the_writer_makes_no_person():
+    told = "The man ran, and she ran, and Mary."
+    assert Cast.of(["A man."], told, VOCABULARY) == Cast(frozenset({"Mary"}), frozenset({"male"}))
+    assert Cast.of(["A man.", "She ran."], told, VOCABULARY).genders == {"male", "female"}  # the user may say so
+    assert Cast.of(["A man."], "A woman ran.", VOCABULARY).genders == {"male", "female"}
+    assert Cast.of(["A dog."], "She ran, and he ran.", VOCABULARY).genders == {"female"}
+
+
+def test_what_was_dropped_long_ago_fades():
+    passages = ["The dogs ran on the beach.", "A kite flew.", "The boy flew his kite on the beach."]
+    subjects = ["dog", "beach", "kite", "boy", "horse"]
+    assert carried_words(passages, subjects, 9) == ["kite", "beach", "boy", "dog"]  # 1.5, 1.25, 1, 0.25
+    assert CARRY_DECAY == 0.5
+    assert carried_words(passages, subjects, 2) == ["kite", "beach"]
+    assert carried_words([], subjects, 9) == []
+
+
+def test_persons():
+    assert persons_in("The boy saw his mother, and the boy ran.") == ["boy", "mother"]
