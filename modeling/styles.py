@@ -185,6 +185,8 @@ def make_style(
         StyleError: the name cannot be used, or the text has fewer than `MINIMUM_PASSAGES` passages.
     """
     _checked_name(name)
+    if progress:
+        progress(0.0, "looking for passages")
     passages = [p for book in ([text] if isinstance(text, str) else text) for p in split_passages(book, limits)]
     if len(passages) < MINIMUM_PASSAGES:
         raise StyleError(
@@ -199,6 +201,8 @@ def make_style(
             progress(start / len(passages), f"reading passage {start:,} of {len(passages):,}")
         vectors.append(encode_passages(encoder, passages[start : start + 250]))
     mean = np.concatenate(vectors).mean(0)
+    if progress:
+        progress(1.0, f"read {len(passages):,} passages")
     return Style(name, mean, len(passages), source, encoder_fingerprint(encoder), limits)
 
 
