@@ -88,6 +88,7 @@ def test_several_runs_in_one_picture(tmp_path, capsys):
     assert "<svg" in drawing
     one = draw_runs([read_run(folders[0])], tmp_path / "one.svg", ["loss"]).read_text()
     assert 0 < one.count("<path") < drawing.count("<path")
+    assert all(text in drawing for text in ("fast", "slow")) and "fast" not in one
     assert [path.name for path in output.parent.iterdir()] == ["both.svg"]
 
 

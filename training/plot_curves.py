@@ -33,11 +33,13 @@ class RunCurves:
 
     Args:
         name: of the run's folder.
+        folder: where it lies.
         train, evaluation: curve name -> {step: value}; a step logged twice counts as it was logged last.
         best_step: of the best weights; None if nothing was evaluated yet.
     """
 
     name: str
+    folder: Path
     train: dict[str, dict[int, float]] = field(default_factory=dict)
     evaluation: dict[str, dict[int, float]] = field(default_factory=dict)
     best_step: int | None = None
@@ -60,7 +62,8 @@ def read_run(path: str | Path) -> RunCurves:
         lines = log.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
         raise DataError(f"There is no log of a run in {path}: give an output_dir of a training script.") from None
-    run = RunCurves(log.resolve().parent.name)
+    folder = log.resolve().parent
+    run = RunCurves(folder.name, folder)
     for line in lines:
         try:
             record = json.loads(line)
@@ -116,10 +119,16 @@ def draw_runs(runs: Sequence[RunCurves], output: str | Path, only: Sequence[str]
     columns = min(len(panels), 2)
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(5.5 * columns, 3.2 * rows), layout="constrained")
+    labels = [run.name for run in runs]
+    if len(set(labels)) < len(labels):
+        labels = [f"{run.folder.parent.name}/{run.name}" for run in runs]
     for axes, name in zip(figure.subplots(rows, columns, squeeze=False).flat, panels, strict=False):
-        _draw_panel(axes, name, runs)
+        _draw_panel(axes, name, runs, labels if len(runs) > 1 else [None])
     for axes in figure.axes[len(panels) :]:
         axes.remove()
+    last = max(step for run in runs for curves in (run.train, run.evaluation) for c in curves.values() for step in c)
+    for axes in figure.axes:
+        axes.set_xlim(-0.02 * last, 1.02 * last)
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_name(output.name + ".writing")
     figure.savefig(temporary, format=output.suffix[1:].lower(), dpi=110)
@@ -127,9 +136,9 @@ def draw_runs(runs: Sequence[RunCurves], output: str | Path, only: Sequence[str]
     return output
 
 
-def _draw_panel(axes, name: str, runs: Sequence[RunCurves]) -> None:
-    for i, run in enumerate(runs):
-        colour, label = f"C{i % 10}", run.name if len(runs) > 1 else None
+def _draw_panel(axes, name: str, runs: Sequence[RunCurves], labels: Sequence[str | None]) -> None:
+    for i, (run, label) in enumerate(zip(runs, labels, strict=True)):
+        colour = f"C{i % 10}"
         trained, evaluated = run.train.get(name, {}), run.evaluation.get(name, {})
         both = bool(trained and evaluated)
         if trained:
