@@ -156,6 +156,12 @@ def test_tiny_preset_learns_to_tell_its_pictures_apart(trained, photos, monkeypa
         assert all(word in caption.lower() for word in name.split("-")), (name, caption)
 
 
+def test_the_recipe_of_a_run_is_kept_with_it(trained, photos, shared_cache):
+    output, _ = trained
+    made = read_recipe(RECIPE, train_captioner.CaptionerRecipe, overrides(photos, shared_cache, output))
+    assert read_recipe(output / "recipe.json", train_captioner.CaptionerRecipe) == made
+
+
 def test_saved_folder_is_complete_and_half_the_size(trained):
     output, _ = trained
     best = output / "best"

@@ -258,6 +258,8 @@ def test_training_captions_come_from_the_recipe_or_by_name(tmp_path, photos):
         training_captions(str(tmp_path), None)
     (tmp_path / "recipe.json").write_text(json.dumps({"data": {"train": [str(photos)]}}))
     assert training_captions(str(tmp_path), None) == named
+    (tmp_path / "best").mkdir()
+    assert training_captions(str(tmp_path / "best"), None) == named
 
 
 def test_a_report_without_training_data_says_so(model, photos):

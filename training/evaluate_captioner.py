@@ -174,17 +174,19 @@ def _median_ms(captioner: LoadedCaptioner, batches: Sequence[list[Image.Image]],
 
 
 def training_captions(model: str, names: Sequence[str] | None) -> set[str]:
-    """The captions a model was trained on, normalised: of the data sets `names`, else of those in its recipe.json.
+    """The captions a model was trained on, normalised: of the data sets `names`, else of those in recipe.json, which is
+    in the model's folder or, for the best of a run, in the run's.
 
     Raises:
         DataError: they cannot be read.
     """
     split = "train"
     if names is None:
+        files = [file for folder in (Path(model), Path(model).parent) if (file := folder / "recipe.json").is_file()]
         try:
-            data = json.loads((Path(model) / "recipe.json").read_text(encoding="utf-8"))["data"]
+            data = json.loads(files[0].read_text(encoding="utf-8"))["data"]
             names, split = data["train"], data.get("train_split", "train")
-        except (OSError, ValueError, KeyError, TypeError):
+        except (IndexError, OSError, ValueError, KeyError, TypeError):
             raise DataError("the model has no recipe.json: name its data sets with --training-data") from None
     return {normalise_caption(text) for name in names for group in read_captions(name, split) for text in group}
 

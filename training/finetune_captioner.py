@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
-import json
 import os
 import sys
 import time
@@ -41,7 +40,7 @@ from .feature_cache import decode_image
 from .finetune_result import Comparison, measure, publish
 from .loop import LoopOptions, replace_folder
 from .new_words import add_words, grow_vocabulary, unknown_words
-from .recipes import read_recipe
+from .recipes import read_recipe, write_recipe
 from .train_captioner import CaptionDataOptions, CaptionerRecipe, run, save_captioner
 
 WORK = "unfinished"  # inside the output folder while it is made
@@ -247,7 +246,7 @@ def fine_tune(options: FineTuneOptions, resume: bool = False) -> Comparison:
     if recipe is None:
         recipe = built_in_recipe(options, len(train), work)
         prepare_start(work / "start", captioner, train, options)
-        (work / "recipe.json").write_text(json.dumps(dataclasses.asdict(recipe), indent=2), encoding="utf-8")
+        write_recipe(recipe, work / "recipe.json")
     known = PreTrainedTokenizerFast.from_pretrained(work / "start")
     words = known.convert_ids_to_tokens(range(len(captioner.tokenizer), len(known)))
     if words:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import shutil
@@ -16,6 +15,7 @@ from modeling.model_folder import PIPELINE_FILE, component_folder, read_pipeline
 from .caption_sources import CaptionSplit
 from .evaluate_captioner import EvaluationOptions, LoadedCaptioner, caption_split
 from .metrics_captions import bootstrap_interval, score_captions
+from .recipes import write_recipe
 from .train_captioner import CaptionerRecipe
 
 SHOWN = 4
@@ -157,8 +157,8 @@ def publish(output: Path, work: Path, pipeline: Path, recipe: CaptionerRecipe, c
             shutil.copytree(source, output / source.name, dirs_exist_ok=True)
     shutil.copytree(pipeline / "styles", output / "styles", dirs_exist_ok=True)
     (output / "README.md").write_text(model_card(recipe, comparison), encoding="utf-8")
-    for name, content in (("recipe", dataclasses.asdict(recipe)), ("report", comparison.report())):
-        (output / f"{name}.json").write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
+    write_recipe(recipe, output / "recipe.json")
+    (output / "report.json").write_text(json.dumps(comparison.report(), indent=2, ensure_ascii=False), encoding="utf-8")
     temporary = output / f"{PIPELINE_FILE}.writing"
     temporary.write_text(json.dumps(description | {"components": components}, indent=2), encoding="utf-8")
     os.replace(temporary, output / PIPELINE_FILE)  # last: a folder with it is complete

@@ -38,6 +38,14 @@ def read_recipe(path: str | Path, cls: type[Recipe], overrides: list[str] | None
     return from_dict(cls, raw, str(path))
 
 
+def write_recipe(recipe: Any, path: str | Path) -> None:
+    """Write a recipe dataclass so that `read_recipe` gives it back."""
+    path = Path(path)
+    temporary = path.with_name(path.name + ".writing")
+    temporary.write_text(json.dumps(dataclasses.asdict(recipe), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
 def apply_override(raw: dict[str, Any], override: str) -> None:
     """Set `section.key=value` in `raw`; the value is JSON where it parses as JSON, else a string."""
     key, separator, text = override.partition("=")

@@ -51,7 +51,7 @@ from .feature_cache import FeatureCache
 from .loop import TrainResult, parameter_groups, prepare_output_dir, train
 from .metrics_captions import cider
 from .photo_sources import Photographs, open_source
-from .recipes import read_recipe, recipe_parser
+from .recipes import read_recipe, recipe_parser, write_recipe
 from .self_critical import NumberedExamples, SelfCriticalCaptioner, caption_scorer
 
 __all__ = ["CaptionDataOptions", "CaptionerRecipe", "Evaluation", "main", "run", "save_captioner"]
@@ -155,7 +155,9 @@ def run(recipe: CaptionerRecipe, resume: bool = False) -> TrainResult:
     data = recipe.data
     # made before anything asks for it, and with the flag of `accelerate launch --cpu`, which it does not read by itself
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
-    prepare_output_dir(recipe.training.output_dir, resume)
+    output = prepare_output_dir(recipe.training.output_dir, resume)
+    if state.is_main_process:
+        write_recipe(recipe, output / "recipe.json")
     model, tokenizer, processor = starting_point(recipe)
     model.to(state.device)  # the features are computed there too
     examples = CaptionExamples(
