@@ -16,7 +16,7 @@ from modeling.tokenization import build_bpe_tokenizer
 from modeling.vocabulary_expansion import TABLE_FILE, WORDS_FILE, VocabularyExpansion
 from tests.conftest import REPOSITORY
 from tests.tiny import WORDS, tiny_encoder, tiny_tokenizer
-from training.expand_vocabulary import expand_vocabulary, fit_linear_map, fit_to_encoder
+from training.expand_vocabulary import expand_vocabulary, fit_linear_map, fit_to_encoder, main
 from training.sentence_baselines import untrained_twin
 from training.sentence_vectors import sentence_vectors
 
@@ -218,6 +218,17 @@ def test_a_model_is_expanded_in_its_own_folder_and_again(model, tmp_path):
     encoder = PictaleSkipThoughtsEncoder.from_pretrained(model)
     assert encoder.expansion.encoder == encoder.fingerprint()
     assert fit_to_encoder(encoder, path).shared == len(WORDS)
+
+
+def test_the_command_line_shows_neighbours_and_says_errors_in_one_line(model, tmp_path, monkeypatch, capsys):
+    path = word_vectors(tmp_path / "vectors.npz")
+    command = ["expand_vocabulary", "--model", str(model), "--word-vectors", str(path), "--output", str(tmp_path / "o")]
+    monkeypatch.setattr(sys, "argv", [*command, "--show", "kayak", "--json"])
+    main()
+    told = json.loads(capsys.readouterr().out)
+    assert told["words"] == 4 and len(told["neighbours"]["kayak"]) == 5
+    with pytest.raises(SystemExit, match=r"^expand_vocabulary: .* is there already: choose a new folder"):
+        main()
 
 
 def test_cached_sentence_vectors_know_the_expansion(model, tmp_path):

@@ -165,24 +165,37 @@ def expand_vocabulary(
     return ExpansionReport(added, fitted.shared, fitted.explained)
 
 
+def neighbours(model: str | Path, words: list[str], k: int = 5) -> dict[str, list[str]]:
+    """The k nearest words of each of `words`, by an expanded encoder."""
+    if not words:
+        return {}
+    encoder = PictaleSkipThoughtsEncoder.from_pretrained(model)
+    return {word: [n.text for n in found] for word, found in zip(words, encoder.nearest_words(words, k), strict=True)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder of the encoder")
     parser.add_argument("--word-vectors", required=True, help="GloVe or word2vec text, word2vec binary, or npz")
     parser.add_argument("--output", required=True, help="folder to write; may be the model's own")
     parser.add_argument("--words", type=int, help="add at most so many, the file's first ones (all)")
+    parser.add_argument("--show", nargs="+", default=[], metavar="WORD", help="print the nearest neighbours of words")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
     try:
         report = expand_vocabulary(args.model, args.word_vectors, args.output, args.words)
+        found = neighbours(args.output, args.show)
     except PictaleError as error:
         sys.exit(f"expand_vocabulary: {error}")
+    if args.json:
+        print(json.dumps(asdict(report) | ({"neighbours": found} if found else {})))
+        return
     print(
-        json.dumps(asdict(report))
-        if args.json
-        else f"{args.output}: {report.words:,} words more; fitted on {report.shared:,} shared words, "
+        f"{args.output}: {report.words:,} words more; fitted on {report.shared:,} shared words, "
         f"R2 {report.explained:.3f}"
     )
+    for word, near in found.items():
+        print(f"  {word}: {', '.join(near)}")
 
 
 if __name__ == "__main__":
