@@ -115,6 +115,37 @@ def test_adaptive_labels_are_smoothed_in_each_softmax(features, labels):
     torch.testing.assert_close(loss, torch.stack(losses).mean())
 
 
+@pytest.mark.parametrize("attention", ["bahdanau", "dot", "multihead"])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_gradients_of_the_captioner_are_those_of_its_equations(attention, bf16):
+    heads = {"attention_heads": 2} if attention == "multihead" else {}
+    model = make_model(
+        **NO_DROPOUT, **heads, attention_type=attention, label_smoothing=0.0, attention_penalty=0.6
+    ).train()
+    torch.manual_seed(1)
+    features, index, labels = torch.randn(2, 4, 24), [1, 0, 1], torch.randint(3, 23, (3, 5))
+    labels[0, 3:] = labels[2, 4:] = IGNORE_INDEX
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        loss = model(region_features=features, labels=labels, image_index=torch.tensor(index)).loss
+    losses, seen = [], []
+    for row, image in enumerate(index):
+        by_hand, word, maps = WrittenOut(model, features[image]), 1, []
+        for target in labels[row][labels[row] != IGNORE_INDEX].tolist():
+            maps.append(by_hand.step(by_hand.word(word)).mean(0))
+            losses.append(-by_hand.log_probs()[target])
+            word = target
+        seen.append(torch.stack(maps).sum(0))
+    expected = torch.stack(losses).mean() + 0.6 * (1 - torch.stack(seen)).square().mean()
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    ours, theirs = (torch.autograd.grad(way, list(trained.values())) for way in (loss, expected))
+    if not bf16:
+        torch.testing.assert_close(loss, expected)
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-3)
+    for name, one, other in zip(trained, ours, theirs, strict=True):
+        assert one.dtype == torch.float32, name
+        assert torch.cosine_similarity(one.flatten(), other.flatten(), dim=0) > 0.98, name
+
+
 # -- hard attention ----------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("heads", [1, 2])
 def test_hard_attention_is_reinforce_with_baseline_and_entropy(features, labels, heads, monkeypatch):
