@@ -295,16 +295,3 @@ def test_folder_loads_without_this_repository(tmp_path, pixels):
     )
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout.splitlines()[-1]) == model.generate(pixel_values=pixels).tolist()
-
-
-@pytest.mark.parametrize("barred", [[], [0, 1, 3]])
-def test_word_log_probs_are_those_of_the_logits(model, features, barred):
-    labels = torch.tensor([[5, 6, 2, -100], [7, 2, -100, -100], [4, 4, 8, 9]])
-    image_index = torch.tensor([0, 3, 3])
-    found, rows = model.word_log_probs(model.encoder(region_features=features), labels, image_index, barred)
-    logits = model(labels=labels, region_features=features, image_index=image_index).logits
-    logits[..., barred] = -torch.inf
-    expected = logits.log_softmax(-1).gather(-1, labels.clamp_min(0).unsqueeze(-1)).squeeze(-1)
-    for row in range(3):
-        real = expected[row][labels[row] != IGNORE_INDEX]
-        torch.testing.assert_close(found[rows == row], real)  # packed step by step, so in the order of the words

@@ -12,6 +12,7 @@ from modeling.configuration_captioner import PictaleCaptionerConfig
 from modeling.errors import ModelFolderError
 from modeling.modeling_captioner import IGNORE_INDEX, PictaleCaptionerForConditionalGeneration
 from tests.captioners import NO_DROPOUT, STEPS, WrittenOut, make_model, textbook_beam
+from training.self_critical import sample_captions
 
 OPTIONS = {
     "bahdanau": {},
@@ -89,11 +90,10 @@ def test_score_and_learning_from_samples_give_the_written_out_log_probabilities(
     ids = torch.tensor([[1, 5, 12, 22, 2], [1, 9, 8, 2, 0]])
     log_probs, maps = model.score(ids, region_features=features[:2])
     assert maps.shape == (2, 4, 4)
-    labels = torch.tensor([[5, 12, 22, 2], [9, 8, 2, IGNORE_INDEX]])
-    words, captions = model.train().word_log_probs(model.encoder(region_features=features[:2]), labels)
-    torch.testing.assert_close(words.new_zeros(2).index_add(0, captions, words), log_probs.sum(1))
-    barred, captions = model.word_log_probs(model.encoder(region_features=features[:2]), labels, barred=[0, 1, 3])
-    assert (barred > words).all()
+    samples, words, captions = sample_captions(model, model.encoder(region_features=features[:2]), 3, 6)
+    sequences = torch.cat([torch.ones(6, 1, dtype=torch.long), samples.masked_fill(samples == IGNORE_INDEX, 0)], 1)
+    log_probs, _ = model.score(sequences, image_index=torch.arange(6) // 3, region_features=features[:2])
+    torch.testing.assert_close(words.new_zeros(6).index_add(0, captions, words), log_probs.sum(1))
 
 
 def test_adaptive_labels_are_smoothed_in_each_softmax(features, labels):

@@ -43,7 +43,7 @@ def encoded(model, features):
 
 # -- samples -----------------------------------------------------------------------------------------------------------
 def test_greedy_samples_are_what_generate_writes(model, features, encoded):
-    found = sample_captions(model, encoded, 1, 8, BARRED, greedy=True)
+    found, _, _ = sample_captions(model, encoded, 1, 8, BARRED, greedy=True)
     options = {"max_new_tokens": 8, "num_beams": 1, "do_sample": False, "suppress_tokens": BARRED}
     expected = model.generate(region_features=features, **options)[:, 1:]
     ends = (expected == 2).long()
@@ -54,7 +54,7 @@ def test_greedy_samples_are_what_generate_writes(model, features, encoded):
 def test_samples_follow_the_barred_distribution_of_their_photograph(model, encoded):
     torch.manual_seed(0)
     count = 4000
-    found = sample_captions(model, encoded, count, 2, BARRED)
+    found, _, _ = sample_captions(model, encoded, count, 2, BARRED)
     first = found[:, 0].view(6, count)
     logits = model(decoder_input_ids=torch.ones(6, 1, dtype=torch.long), encoder_outputs=encoded).logits[:, 0]
     logits[:, BARRED] = -torch.inf
@@ -72,7 +72,7 @@ def test_samples_follow_the_barred_distribution_of_their_photograph(model, encod
 
 def test_nothing_follows_the_end(model, encoded):
     torch.manual_seed(1)
-    found = sample_captions(model, encoded, 50, 12, BARRED)
+    found, _, _ = sample_captions(model, encoded, 50, 12, BARRED)
     lengths = (found != IGNORE_INDEX).sum(1)
     assert len(set(lengths.tolist())) > 3
     for row, length in zip(found.tolist(), lengths.tolist(), strict=True):
@@ -115,32 +115,73 @@ def plain_loss(model, features, rewards, greedy, samples):
     return total / words
 
 
+def remember_samples(monkeypatch):
+    """What is sampled from now on."""
+    drawn, plain = [], sample_captions
+
+    def remember(*arguments, **options):
+        drawn.append((arguments[0].training, *plain(*arguments, **options)))
+        return drawn[-1][1:]
+
+    monkeypatch.setattr(self_critical, "sample_captions", remember)
+    return drawn
+
+
 @pytest.mark.parametrize("baseline", ["mean", "greedy"])
 def test_gradient_is_that_of_a_plain_implementation(features, baseline, monkeypatch):
     model = tiny_captioner()
     score = caption_scorer(references(), tiny_tokenizer(), 2)
     wrapped = SelfCriticalCaptioner(model, score, SelfCriticalOptions(3, baseline, max_words=8), BARRED).train()
-    drawn, plain = [], sample_captions
-
-    def remember(*arguments, **options):
-        drawn.append(plain(*arguments, **options))
-        return drawn[-1]
-
-    monkeypatch.setattr(self_critical, "sample_captions", remember)
+    drawn = remember_samples(monkeypatch)
     torch.manual_seed(5)
     out = wrapped(rows=torch.arange(6), region_features=features)
     out.loss.backward()
     found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     assert not model.training  # dropout is off in the gradient pass as well
-    rewards = score([i for i in range(6) for _ in range(3)], drawn[0]).view(6, 3)
-    greedy = score(list(range(6)), drawn[1]) if baseline == "greedy" else None
-    loss = plain_loss(model, features, rewards, greedy, drawn[0])
+    samples = drawn[0][1]
+    rewards = score([i for i in range(6) for _ in range(3)], samples).view(6, 3)
+    greedy = score(list(range(6)), drawn[1][1]) if baseline == "greedy" else None
+    loss = plain_loss(model, features, rewards, greedy, samples)
     loss.backward()
     torch.testing.assert_close(out.loss, loss.detach(), rtol=1e-4, atol=1e-6)
     assert float(rewards.std()) > 0.1 and {"decoder.state_projection.weight", "encoder.projection.weight"} <= set(found)
     for name, gradient in found.items():
         torch.testing.assert_close(gradient, model.get_parameter(name).grad, rtol=1e-3, atol=1e-6)
+
+
+def test_log_probabilities_of_samples_are_those_of_the_barred_logits(model, encoded):
+    torch.manual_seed(2)
+    samples, log_probs, rows = sample_captions(model, encoded, 4, 8, BARRED)
+    assert log_probs.requires_grad
+    labels = samples.masked_fill(samples == IGNORE_INDEX, 0)
+    logits = model(labels=labels, encoder_outputs=encoded, image_index=torch.arange(24) // 4).logits
+    logits[..., BARRED] = -torch.inf
+    expected = logits.log_softmax(-1).gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+    for row in range(24):
+        torch.testing.assert_close(log_probs[rows == row], expected[row][samples[row] != IGNORE_INDEX])
+
+
+def test_dropout_only_where_asked_for_and_never_in_the_greedy_baseline(features, monkeypatch):
+    score = caption_scorer(references(), tiny_tokenizer(), 2)
+    drawn = remember_samples(monkeypatch)
+    for dropout in (False, True):
+        model = tiny_captioner()
+        options = SelfCriticalOptions(3, "greedy", max_words=6, dropout=dropout)
+        wrapped = SelfCriticalCaptioner(model, score, options, BARRED).train()
+        torch.manual_seed(0)
+        out = wrapped(rows=torch.arange(6), region_features=features)
+        out.loss.backward()
+        assert model.encoder.projection.weight.grad.abs().sum() > 0
+        assert model.training is dropout
+        (mode, samples, log_probs, rows), (greedy_mode, said, _, _) = drawn
+        assert mode is dropout and not greedy_mode
+        gain = score([i for i in range(6) for _ in range(3)], samples) - score(list(range(6)), said).repeat_interleave(
+            3
+        )
+        if dropout:  # the loss is made of the very log-probabilities that the samples were drawn with
+            torch.testing.assert_close(out.loss, -(gain[rows] * log_probs).mean())
+        drawn.clear()
 
 
 def test_cross_entropy_is_mixed_in_by_its_share(features):
@@ -163,28 +204,12 @@ def test_cross_entropy_is_mixed_in_by_its_share(features):
     assert loss(0.25) == pytest.approx(0.75 * loss(0.0) + 0.25 * truth, rel=1e-4)
 
 
-def test_dropout_only_where_asked_for_and_only_in_the_gradient_pass(features, monkeypatch):
-    model = tiny_captioner()
-    score = caption_scorer(references(), tiny_tokenizer(), 2)
-    modes, plain = [], sample_captions
-    monkeypatch.setattr(
-        self_critical, "sample_captions", lambda m, *rest: (modes.append(m.training), plain(m, *rest))[1]
-    )
-    for dropout in (False, True):
-        wrapped = SelfCriticalCaptioner(model, score, SelfCriticalOptions(max_words=6, dropout=dropout), BARRED).train()
-        wrapped(rows=torch.arange(6), region_features=features)
-        assert model.training is dropout
-        wrapped.eval()
-        wrapped(rows=torch.arange(6), region_features=features)
-        assert not model.training
-    assert modes == [False] * 4
-
-
-def test_reward_rises(features):
+@pytest.mark.parametrize("dropout", [False, True])
+def test_reward_rises(features, dropout):
     torch.manual_seed(0)
     model = tiny_captioner()
     score = caption_scorer(references(), tiny_tokenizer(), 2)
-    wrapped = SelfCriticalCaptioner(model, score, SelfCriticalOptions(8, max_words=8), BARRED).train()
+    wrapped = SelfCriticalCaptioner(model, score, SelfCriticalOptions(8, max_words=8, dropout=dropout), BARRED).train()
     optimizer = torch.optim.Adam(model.parameters(), 5e-3)
     rewards = []
     for _ in range(120):
@@ -193,7 +218,7 @@ def test_reward_rises(features):
         out.loss.backward()
         optimizer.step()
         rewards.append(float(out.report["reward"]))
-    assert sum(rewards[-10:]) > 3 * sum(rewards[:10]), (sum(rewards[:10]), sum(rewards[-10:]))
+    assert sum(rewards[-10:]) > (2 if dropout else 3) * sum(rewards[:10]), (sum(rewards[:10]), sum(rewards[-10:]))
 
 
 def test_unusable_options_are_one_sentence():

@@ -25,7 +25,6 @@ F backbone channels, C context, A attention, H hidden, E word vector, W what the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -349,28 +348,6 @@ class PictaleCaptionerForConditionalGeneration(PreTrainedModel, GenerationMixin)
         log_probs, entropies = torch.cat(look.log_probs), torch.cat(look.entropies)  # [M]
         config = self.config
         return (config.hard_attention_reward * gain * log_probs + config.hard_attention_entropy * entropies).mean()
-
-    def word_log_probs(
-        self,
-        encoder_outputs: CaptionerEncoderOutput,
-        labels: torch.LongTensor,
-        image_index: torch.LongTensor | None = None,
-        barred: Sequence[int] = (),
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-probability of every real word of captions, with gradients; for learning from samples.
-
-        Args:
-            encoder_outputs, labels, image_index: as in `forward`.
-            barred: ids that have probability 0; the rest share it, as when `generate` suppresses them.
-
-        Returns:
-            Log-probabilities [M] in no particular order and the caption row of each [M].
-        """
-        deep, targets, captions, _ = self.packed(encoder_outputs, self.shift_right(labels), labels, image_index)
-        logits = self.word_scores(deep).float()  # [M, V]
-        if barred:
-            logits = logits.index_fill(1, torch.tensor(list(barred), device=logits.device), -torch.inf)
-        return -nn.functional.cross_entropy(logits, targets, reduction="none"), captions
 
     def shift_right(self, labels: torch.LongTensor) -> torch.LongTensor:
         """Decoder input for `labels`: the start id in front, the last word dropped, padding for -100."""
