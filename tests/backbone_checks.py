@@ -10,6 +10,7 @@ it can be imported at all.
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 import tempfile
@@ -160,14 +161,29 @@ def map_within(full: nn.Module, body: nn.Module, pixels: torch.Tensor) -> torch.
     return maps[0].relu() if is_dense else maps[0]
 
 
+_DECLARED: list[torch.library.Library] = []  # operators are there as long as their library
+
+
+def make_importable() -> None:
+    """Declare the compiled operators of torchvision if it cannot be imported without; see the head of this file."""
+    try:
+        importlib.import_module("torchvision")
+        return
+    except (RuntimeError, OSError, ImportError):
+        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+    library = torch.library.Library("torchvision", "DEF")
+    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _DECLARED.append(library)
+
+
 def main(arguments: list[str]) -> None:
     folder, *names = arguments
     disable_progress_bar()
     if folder != "-":
-        library = torch.library.Library("torchvision", "DEF")
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         sys.path.append(folder)
+        make_importable()
     report = {}
     for entry in names:
         name, _, size = entry.partition("@")
