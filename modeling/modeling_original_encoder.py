@@ -216,6 +216,8 @@ class PictaleOriginalSkipThoughtsEncoder(PreTrainedModel):
             means.append(np.concatenate(parts))
         return np.stack(means)
 
+    # the same as of this project's own encoder
+    fingerprint = PictaleSkipThoughtsEncoder.fingerprint
     nearest = PictaleSkipThoughtsEncoder.nearest  # sentences; `nn` of the original
 
     def nearest_words(self, words: Sequence[str], k: int = 10) -> list[list[Neighbour]]:

@@ -62,6 +62,11 @@ def data(tmp_path):
 def quick(monkeypatch):
     monkeypatch.setattr(sentence_protocols, "SICK_EPOCHS", 2)
     monkeypatch.setattr(sentence_protocols, "SICK_ROUNDS", 2)
+    few = (2, (1.0, 16.0))  # folds and values of C
+    monkeypatch.setattr(sentence_protocols.nested_cross_validation, "__defaults__", few)
+    monkeypatch.setattr(sentence_protocols.cross_validated_test, "__defaults__", (False, False, *few))
+    monkeypatch.setattr(sentence_baselines.TfidfBaseline.classify, "__defaults__", few)
+    monkeypatch.setattr(sentence_baselines.TfidfBaseline.paraphrase, "__defaults__", few)
 
 
 def save(folder):
