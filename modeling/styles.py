@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from .errors import StyleError
+from .fingerprints import encoder_fingerprint
 from .modeling_skip_thoughts import PictaleSkipThoughtsEncoder
 from .text import directed_quotes, split_sentences
 
@@ -107,11 +108,6 @@ class Style:
                 f"The style '{self.name}' was made with another encoder ({self.encoder}, not {fingerprint}): "
                 "make it again from its text with this model."
             )
-
-
-def encoder_fingerprint(encoder: PictaleSkipThoughtsEncoder) -> str:
-    """`PictaleSkipThoughtsEncoder.fingerprint`."""
-    return encoder.fingerprint()
 
 
 def _checked_name(name: str) -> str:

@@ -20,9 +20,6 @@ Shapes: B sentences, T tokens, E word width, D thought width, V vocabulary.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import zlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +30,7 @@ from transformers.utils import ModelOutput
 
 from .adaptive_vocabulary import AdaptiveVocabulary
 from .configuration_skip_thoughts import PictaleSkipThoughtsConfig
+from .fingerprints import encoder_fingerprint
 from .recurrent import initialize_recurrent
 from .sentence_encoding import SentenceEncoderMixin
 
@@ -145,12 +143,8 @@ class PictaleSkipThoughtsEncoder(SentenceEncoderMixin, PictaleSkipThoughtsPreTra
         return [(gru, False) for gru in forward] + [(gru, True) for gru in backward]
 
     def fingerprint(self) -> str:
-        """Twelve hex digits that change with any weight beyond float16 precision, dtype and device aside."""
-        digest = hashlib.sha256(json.dumps([self.config.hidden_size, self.config.vocab_size]).encode())
-        for name, parameter in sorted(self.state_dict().items()):
-            values = parameter.detach().cpu().half().contiguous().numpy()
-            digest.update(name.encode() + zlib.crc32(values.tobytes()).to_bytes(4, "big"))
-        return digest.hexdigest()[:12]
+        """`encoder_fingerprint` of this encoder."""
+        return encoder_fingerprint(self)
 
 
 def mean_over_processes(losses: torch.Tensor, training: bool) -> torch.Tensor:
