@@ -18,7 +18,7 @@ HOSTILE = "<img src=x onerror=window.fooled=1>"
 
 @pytest.fixture(scope="module")
 def pipeline() -> FakePipeline:
-    return FakePipeline(words=30, pause=0.02)
+    return FakePipeline(words=30, pause=0.1)
 
 
 @pytest.fixture(scope="module")
