@@ -2,6 +2,7 @@
 
 import csv
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from training.caption_sources import read_split
 from training.data_captions import normalise_caption
 from training.finetune_captioner import FineTuneOptions, fine_tune
 from training.loop import Trainer
-from training.new_words import add_words, grow_vocabulary, unknown_words
+from training.new_words import add_words, grow_vocabulary, learn_words, unknown_words
 from training.tiny_photos import COLOURS, SHAPES, draw
 
 PHOTOS = 100
@@ -102,34 +103,78 @@ def test_added_words_come_after_the_old_ones_and_change_nothing_else(tmp_path):
 VARIANTS = [{}, {"tie_word_embeddings": False}, {"adaptive_cutoff": 12}, {"output_bottleneck": 8}]
 
 
-@pytest.mark.parametrize("settings", VARIANTS)
-def test_a_grown_captioner_says_of_old_words_what_it_said(settings, tmp_path):
+def captioner(**settings):
     torch.manual_seed(0)
     config = PictaleCaptionerConfig(**{**tiny_captioner().config.to_dict(), **settings})
-    model = PictaleCaptionerForConditionalGeneration(config).eval()
-    old_size = config.vocab_size
-    larger = grow_vocabulary(model, old_size + 3)
-    assert larger.config.vocab_size == old_size + 3 and not larger.training
-    pixels, ids = torch.randn(2, 3, 64, 64), torch.randint(4, old_size, (2, 5))
+    return PictaleCaptionerForConditionalGeneration(config).eval()
+
+
+@pytest.mark.parametrize("settings", VARIANTS)
+def test_a_grown_captioner_says_of_old_words_what_it_said(settings, tmp_path):
+    model = captioner(**settings)
+    size, adaptive = model.config.vocab_size, "adaptive_cutoff" in settings
+    likeness = torch.zeros(3, size)
+    likeness[0, 20], likeness[1, 18:20] = 2.0, 0.5  # like word 20; between 18 and 19; like none
+    larger = grow_vocabulary(model, likeness)
+    assert larger.config.vocab_size == size + 3 and not larger.training
+    pixels, ids = torch.randn(2, 3, 64, 64), torch.randint(4, size, (2, 5))
     before = model(pixel_values=pixels, decoder_input_ids=ids).logits
     after = larger(pixel_values=pixels, decoder_input_ids=ids).logits
-    assert after.shape[-1] == old_size + 3
-    if "adaptive_cutoff" in settings:  # log-probabilities: the rare words share theirs with the new ones
+    if adaptive:  # log-probabilities, where the rare words share theirs with the new ones
         torch.testing.assert_close(after[..., :12], before[..., :12])
+        shared = before[..., 12:].logsumexp(-1)
+        torch.testing.assert_close(after[..., 12:].logsumexp(-1), shared)
     else:
-        torch.testing.assert_close(after[..., :old_size], before)
-        known = before[..., 4:].mean(-1, keepdim=True)
-        assert ((after[..., old_size:] - known).abs() < 2 * before.std()).all()  # neither everywhere nor never
-    assert len({tuple(row) for row in after[0, :, old_size:].t().tolist()}) == 3
+        torch.testing.assert_close(after[..., :size], before)
+    known = after[..., (12 if adaptive else 4) : size]
+    alike = (after[..., size], after[..., 20]), (after[..., size + 1], after[..., 18:20].mean(-1))
+    for new, old in (*alike, (after[..., size + 2], known.mean(-1))):
+        torch.testing.assert_close(new, old, atol=0.1 * known.std().item(), rtol=0)
+        assert (new - old).abs().max() > 0
     larger.save_pretrained(tmp_path)
     again = PictaleCaptionerForConditionalGeneration.from_pretrained(tmp_path)
     torch.testing.assert_close(again(pixel_values=pixels, decoder_input_ids=ids).logits, after)
 
 
 def test_adaptive_words_without_a_tail_are_said_to_be_full():
-    config = PictaleCaptionerConfig(**{**tiny_captioner().config.to_dict(), "adaptive_cutoff": len(tiny_tokenizer())})
-    with pytest.raises(ModelFolderError):
-        grow_vocabulary(PictaleCaptionerForConditionalGeneration(config), config.vocab_size + 1)
+    model = captioner(adaptive_cutoff=len(tiny_tokenizer()))
+    with pytest.raises(ModelFolderError, match="cannot learn new words"):
+        grow_vocabulary(model, torch.zeros(1, model.config.vocab_size))
+
+
+@pytest.mark.parametrize("settings", VARIANTS)
+def test_a_new_word_starts_as_what_the_model_would_have_said_in_its_place(settings):
+    """Against the equations at the head of new_words, word by word."""
+    model, tokenizer = captioner(**settings), tiny_tokenizer()
+    captions = [["a dog on the zebra", "zebra runs"], ["the okapi", "a red cat"]]
+    features = torch.randn(2, 4, 64)
+    source = SimpleNamespace(usable=[True, True], kind="region_features", get_many=lambda rows: features[list(rows)])
+    larger, larger_tokenizer = learn_words(model, tokenizer, ["zebra", "okapi"], source, captions)
+    size = len(tokenizer)
+
+    def expected_at(model, tokenizer):
+        """[(what stands there, what the model expects there)]"""
+        for row, group in enumerate(captions):
+            for text in group:
+                ids, there = tokenizer(text).input_ids, larger_tokenizer(text).input_ids[1:]
+                logits = model(region_features=features[[row]], decoder_input_ids=torch.tensor([ids[:-1]])).logits[0]
+                yield from zip(there, logits.softmax(-1), strict=True)
+
+    start = torch.zeros(2, size)
+    for word, probabilities in expected_at(model, tokenizer):
+        if word >= size:
+            start[word - size, 4:] += probabilities[4:]
+    plain = grow_vocabulary(model, start)
+    counts, sums = torch.zeros(2), torch.zeros(2)
+    for word, probabilities in expected_at(plain, larger_tokenizer):
+        counts += torch.tensor([float(word == size), float(word == size + 1)])
+        sums += probabilities[size:]
+    name = "words.tail_bias" if "adaptive_cutoff" in settings else "vocabulary.bias"
+    state, wanted = larger.state_dict(), plain.state_dict()
+    wanted[name][-2:] += (counts / sums).log().clamp(-3, 3)
+    assert counts.tolist() == [2, 1]
+    for key, value in state.items():
+        torch.testing.assert_close(value, wanted[key], atol=1e-5, rtol=1e-4)
 
 
 # -- the command -------------------------------------------------------------------------------------------------------

@@ -27,21 +27,23 @@ from pathlib import Path
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
-from transformers import PreTrainedTokenizerFast
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from transformers.utils.logging import disable_progress_bar
 
 from modeling.errors import DataError, PictaleError, RecipeError
 from modeling.model_folder import DEFAULT_PIPELINE, PIPELINE_FILE, component_folder, download, read_pipeline_file
 
 from .caption_sources import CaptionSource, CaptionSplit, caption_source
+from .captioner_recipe import CaptionDataOptions, CaptionerRecipe, starting_point
 from .data_captions import collate, normalise_caption, read_split
 from .evaluate_captioner import LoadedCaptioner
 from .feature_cache import decode_image
 from .finetune_result import Comparison, measure, publish
 from .loop import LoopOptions, replace_folder
-from .new_words import add_words, grow_vocabulary, unknown_words
+from .new_words import learn_words, unknown_words
 from .recipes import read_recipe, write_recipe
-from .train_captioner import CaptionDataOptions, CaptionerRecipe, run, save_captioner
+from .train_captioner import load_data, run, save_captioner
 
 WORK = "unfinished"  # inside the output folder while it is made
 OVERHEAD = 200e6  # bytes: checkpoints, curves and the second model that are in memory later
@@ -70,7 +72,7 @@ class FineTuneOptions:
     model: str | None = None
     held_out: float = 0.2
     epochs: float = 10
-    learning_rate: float = 3e-4
+    learning_rate: float = 1.5e-4
     batch_size: int = 16
     min_count: int = 2
     seed: int = 0
@@ -116,15 +118,14 @@ def check_output(output: Path, resume: bool) -> None:
 
 
 # -- the start ---------------------------------------------------------------------------------------------------------
-def prepare_start(start: Path, captioner: LoadedCaptioner, train: CaptionSplit, options: FineTuneOptions) -> None:
-    """Save the captioner with the new words into `start`, where training begins."""
-    texts = [text for group in train.captions for text in group]
-    words = unknown_words(texts, captioner.tokenizer, options.min_count)
-    model, tokenizer = captioner.model, captioner.tokenizer
+def prepare_start(recipe: CaptionerRecipe, folder: Path, words: list[str]) -> None:
+    """Save the captioner of `folder`, knowing `words` as well, where `recipe` starts from."""
+    model, tokenizer, processor = starting_point(dataclasses.replace(recipe, initial=str(folder)))
     if words:
-        tokenizer = add_words(tokenizer, words)
-        model = grow_vocabulary(model, len(tokenizer), options.seed)
-    replace_folder(start, lambda folder: save_captioner(model, captioner.processor, tokenizer, folder))
+        data = recipe.data  # its features are those that training is going to read
+        [train], [source] = load_data(recipe, data.train, data.train_split, model.encoder, processor, training=True)
+        model, tokenizer = learn_words(model, tokenizer, words, source, train.captions, recipe.training.seed)
+    replace_folder(Path(recipe.initial), lambda start: save_captioner(model, processor, tokenizer, start))
 
 
 def built_in_recipe(options: FineTuneOptions, photographs: int, work: Path) -> CaptionerRecipe:
@@ -138,6 +139,7 @@ def built_in_recipe(options: FineTuneOptions, photographs: int, work: Path) -> C
             cache_dir=str(work / "features"),
             batch_size=options.batch_size,
             max_words=30,
+            min_count=options.min_count,
             validation_images=200,
         ),
         training=LoopOptions(
@@ -227,6 +229,7 @@ def fine_tune(options: FineTuneOptions, resume: bool = False) -> Comparison:
     Raises:
         PictaleError: unusable data, model or settings, each in one sentence.
     """
+    PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
     output, began = Path(options.output), time.monotonic()
     work = output / WORK
     check_output(output, resume)
@@ -245,13 +248,15 @@ def fine_tune(options: FineTuneOptions, resume: bool = False) -> Comparison:
     print(f"Before: CIDEr {before.scores['cider']:.1f}, BLEU-4 {before.scores['bleu_4']:.1f}")
     if recipe is None:
         recipe = built_in_recipe(options, len(train), work)
-        prepare_start(work / "start", captioner, train, options)
+        work.mkdir(parents=True, exist_ok=True)
         write_recipe(recipe, work / "recipe.json")
-    known = PreTrainedTokenizerFast.from_pretrained(work / "start")
-    words = known.convert_ids_to_tokens(range(len(captioner.tokenizer), len(known)))
+    texts = (text for group in train.captions for text in group)
+    words = unknown_words(texts, captioner.tokenizer, recipe.data.min_count)
     if words:
         print(f"{len(words)} new words: {', '.join(words[:12])}{', ...' if len(words) > 12 else ''}")
     print(f"Expected: {expectation(recipe, captioner, train, held, measuring)}", flush=True)
+    if not Path(recipe.initial).is_dir():
+        prepare_start(recipe, folder, words)
     run(recipe, resume=(work / "run" / "progress.json").exists())
     after = measure(LoadedCaptioner(str(work / "run" / "best")), held)
     comparison = Comparison(len(train), held, before, after, words, round(time.monotonic() - began), peak_memory())
@@ -267,7 +272,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", help="captioner or pipeline to start from, folder or Hub id (the embedded one)")
     parser.add_argument("--held-out", type=float, default=0.2, help="share of the photographs to measure on (0.2)")
     parser.add_argument("--epochs", type=float, default=10, help="passes over the photographs (10)")
-    parser.add_argument("--learning-rate", type=float, default=3e-4, help="peak rate (0.0003)")
+    parser.add_argument("--learning-rate", type=float, default=1.5e-4, help="peak rate (0.00015)")
     parser.add_argument("--batch-size", type=int, default=16, help="photographs a step (16)")
     parser.add_argument("--min-count", type=int, default=2, help="add unknown words seen this often (2)")
     parser.add_argument("--seed", type=int, default=0)

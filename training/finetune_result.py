@@ -13,10 +13,10 @@ from typing import Any
 from modeling.model_folder import PIPELINE_FILE, component_folder, read_pipeline_file
 
 from .caption_sources import CaptionSplit
+from .captioner_recipe import CaptionerRecipe
 from .evaluate_captioner import EvaluationOptions, LoadedCaptioner, caption_split
 from .metrics_captions import bootstrap_interval, score_captions
 from .recipes import write_recipe
-from .train_captioner import CaptionerRecipe
 
 SHOWN = 4
 
