@@ -51,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     options.add_argument("--strength", type=float, help="how strongly the style is laid on (1)")
     options.add_argument("--num-captions", type=int, help="captions per photo (3)")
     options.add_argument("--passages", type=int, help="parts of a story: its length (2)")
-    options.add_argument("--candidates", type=int, help="sentences written for each one that is kept (8)")
+    options.add_argument("--candidates", type=int, help="sentences written for each one that is kept (12)")
     options.add_argument("--lyrics", action="store_true", default=None, help="a line for each comma and sentence")
     options.add_argument("--recipe", help="pictale, or neural-storyteller for the recipe of 2015 (pictale)")
     options.add_argument("--beam-width", type=int, help="beam search instead of sampling (0; 50 in the recipe of 2015)")
@@ -111,12 +111,12 @@ def tell_one(pipe: StoryPipeline, story: Story, args: argparse.Namespace, change
             failed = True
     if story == before:
         return 2
-    if args.save:
-        story.save(args.save)
     last = story.photos[-1] if story.photos else None
     name = (args.photos or [last.name])[-1] if last else None
     captions = last.captions if last else ()
     show(name, captions, story.passages[-1].style, args.seed, story.text, args.json)
+    if args.save:
+        story.save(args.save)
     return 2 if failed else 0
 
 

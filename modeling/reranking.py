@@ -17,9 +17,9 @@ same for every model (a deviation below the one in `SMALL` counts as that, for d
 sum is grounding + words + style + fluency - repetition + ending + length - thread, each times its weight.
 
 The novels' styles lie within a cosine of 0.98 of each other as seen from c, so cos(v - c, b - c), the obvious measure,
-tells prose from captions and hardly one genre from another. Over 840 passages of seven genres the softmax around the
-mean of the styles ranked a genre's own passages above the others' with an area under the curve of 0.74, that cosine
-with 0.65.
+tells prose from captions and hardly one genre from another. Over 840 passages of seven genres (of the books that the
+styles were made from) the softmax ranked a genre's own passages above the others' with a mean area under the curve of
+0.74, that cosine with 0.65.
 
 Shapes: N candidates, S styles, D thought width.
 """

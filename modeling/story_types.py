@@ -80,7 +80,7 @@ class StoryOptions:
     strength: float = 1.0
     caption_removal: float = 1.0
 
-    candidates: int = 8
+    candidates: int = 12
     choose: str = "sentence"
     passages: int = 2
     content_words: int = 6
@@ -98,8 +98,8 @@ class StoryOptions:
     max_sentence_tokens: int = 40
     lyrics: bool = False
 
-    weight_grounding: float = 1.0
-    weight_words: float = 1.0
+    weight_grounding: float = 0.5
+    weight_words: float = 0.5
     weight_style: float = 1.0
     weight_fluency: float = 1.0
     weight_repetition: float = 6.0
