@@ -7,7 +7,7 @@ beside those of the new photo or sentence; and, when candidates are ranked, the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os import PathLike, fspath
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
@@ -177,8 +177,8 @@ class StoryContinuation:
         x = self.think(seen[-1]) if seen else self._last_thought(" ".join(texts))
         fresh = content_words(seen[-1]) if step.photos else []
         if sentence is not None:
-            x = (x + self.think([sentence])) / 2 if seen else self.think([sentence])
-            fresh = list(dict.fromkeys([*content_words([sentence]), *fresh]))
+            # x stays that of the photo: told the sentence's own vector, a decoder writes the sentence once more
+            fresh = list(dict.fromkeys([*_topics([sentence])[: options.content_words // 2], *fresh]))
         elif not step.photos and seen:
             untold = content_words(seen[-1])
             told = taken_up(untold, content_words(texts))
@@ -187,7 +187,7 @@ class StoryContinuation:
             *(word for photo in reversed(seen) for word in content_words(photo)),
             *(word.lower() for text in texts for word in names_in(text, self.writer.vocabulary)),
             *(word for text in texts for word in persons_in(text)),
-            *content_words(p.text for p in so_far.passages if p.origin == "user"),
+            *_topics(p.text for p in so_far.passages if p.origin == "user"),
         ]
         limit = options.content_words
         fresh = list(self.writer.known(fresh))
@@ -195,6 +195,11 @@ class StoryContinuation:
         carried = carried_words(texts, list(known), limit)
         carried = carried[: max(limit - len(fresh), limit // 3)]
         return x, [*fresh[: limit - len(carried)], *carried]
+
+
+def _topics(sentences: Iterable[str]) -> list[str]:
+    """Content words of the user's sentences but for adverbs: asked for "suddenly", a decoder begins with it."""
+    return [word for word in content_words(sentences) if not word.endswith("ly")]
 
 
 def _growing(story: Story, step: Step, empty: Passage, parts: Iterator[Written]) -> Iterator[Story]:

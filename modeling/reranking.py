@@ -7,9 +7,10 @@ passage as it would be with the candidate, x the captions' vector, c the mean of
     words       share of the wanted content words that the passage would have, in any inflected form, 0..1
     style       softmax over all styles of 3 cos(v - m, b_k - m), at b; m the mean of all styles, 0..1
     fluency     mean log-probability of the candidate's words, at most 0
-    repetition  share of the candidate's word trigrams that the story or the candidate had before, 0..1
+    repetition  share of its word trigrams, and of its word pairs with a content word, that the story or the candidate
+                itself had before (the mean of both), 0..1
     ending      1 if it ends as a sentence does, 0 if it was cut off
-    length      1 for 6 to 30 words a sentence, falling to 0 at no words and at 60
+    length      1 for 8 to 30 words a sentence, falling to 0 at no words and at 60
     thread      how often it breaks the thread of the story: new names, a sex that nobody has (`Cast.breaks`), 0..
 
 The first four are brought to mean 0 and deviation 1 over the candidates of a choice, so that their weights mean the
@@ -34,14 +35,14 @@ import numpy as np
 from .modeling_skip_thoughts import PictaleSkipThoughtsEncoder
 from .story_thread import Cast
 from .story_types import Candidate, StoryOptions
-from .text import content_words, split_sentences
+from .text import content_words, is_content_word, split_sentences
 from .tokenization import split_words
 from .word_forms import taken_up
 
 SMALL = {"grounding": 0.02, "words": 0.05, "style": 0.01, "fluency": 0.1}
 STYLE_SHARPNESS = 3.0
 _AGAINST = ("repetition", "thread")
-_SENTENCE_WORDS = (6, 30, 60)
+_SENTENCE_WORDS = (8, 30, 60)
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class Ranking:
             start += len(group)
         thoughts = np.stack([total / count for total, count in self._sums])  # [N, D]
         before = f"{self.wish.before} {self.text}"
-        cast, told = Cast.of(self.wish.given, before, self.vocabulary), _trigrams(before)
+        cast, told = Cast.of(self.wish.given, before, self.vocabulary), set(_ngrams(before))
         rows = [
             {
                 "grounding": _cosine(thought - self.base, self.wish.seen),
@@ -170,16 +171,19 @@ def _words(text: str) -> list[str]:
     return [word for word in split_words(text, lowercase=True) if word[0].isalnum()]
 
 
-def _trigrams(text: str) -> set[tuple[str, ...]]:
+def _ngrams(text: str) -> list[tuple[str, ...]]:
+    """Trigrams of the words, and pairs with a content word."""
     words = _words(text)
-    return set(zip(words, words[1:], words[2:], strict=False))
+    pairs = (pair for pair in zip(words, words[1:], strict=False) if any(map(is_content_word, pair)))
+    return [*zip(words, words[1:], words[2:], strict=False), *pairs]
 
 
 def _repetition(text: str, told: set[tuple[str, ...]]) -> float:
-    words = _words(text)
-    trigrams = list(zip(words, words[1:], words[2:], strict=False))
-    fresh = set(trigrams) - told
-    return 1 - len(fresh) / len(trigrams) if trigrams else 0.0
+    shares = []
+    for size in (2, 3):
+        ngrams = [ngram for ngram in _ngrams(text) if len(ngram) == size]
+        shares.append(1 - len(set(ngrams) - told) / len(ngrams) if ngrams else 0.0)
+    return sum(shares) / len(shares)
 
 
 def _length(text: str, sentences: int) -> float:

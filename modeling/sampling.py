@@ -18,6 +18,8 @@ import torch
 
 from .modeling_story_decoder import GRUState, PictaleStoryDecoderForConditionalGeneration, StoryConditionOutput
 
+STRAGGLERS = 0.25  # share of the sentences of a batch that is not waited for
+
 
 @dataclass(frozen=True)
 class SamplingOptions:
@@ -170,7 +172,8 @@ def sample_sentences(
 ) -> Continuations | None:
     """Write `count` next sentences for the passage `start`, or None: the decoder ends the passage here.
 
-    A sentence is `finished` if it ended within `max_sentence_tokens` and what `max_new_tokens` leaves of the passage.
+    A sentence is `finished` if it ended within `max_sentence_tokens` and what `max_new_tokens` leaves of the passage,
+    and before all but `STRAGGLERS` of the others had: a few endless sentences would take as long as all the rest.
     The other arguments are those of `sample_passages`.
     """
     start = start or begin(decoder, conditions)
@@ -226,7 +229,8 @@ def _sample(
             finished = finished | (chosen == config.eos_token_id)
         else:
             finished = finished | _sentence_over(sequences, start, marks)
-        if finished.all():
+        waiting = 0 if marks is None else int(STRAGGLERS * count)
+        if int((~finished).sum()) <= waiting:
             break
     return Continuations(sequences, states, total / length.clamp_min(1), finished, start)
 

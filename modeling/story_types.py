@@ -104,7 +104,7 @@ class StoryOptions:
     weight_fluency: float = 1.0
     weight_repetition: float = 6.0
     weight_ending: float = 3.0
-    weight_length: float = 2.0
+    weight_length: float = 3.0
     weight_thread: float = 4.0
 
     def __post_init__(self) -> None:

@@ -84,17 +84,19 @@ def test_passages_are_scored_as_they_would_be(rank, encoder):
         assert second[name] == pytest.approx(whole[name], abs=1e-5)
 
 
-def test_repetition_counts_trigrams_told_before_or_twice(rank):
+def test_repetition_counts_what_was_told_before_or_twice(rank):
     ranking = rank(before="The old lady said no. The dog sleeps on the beach.")
-    rows = scores(ranking, "The dog sleeps in the house.", "A cat runs in the sea.", "Go go go go go.", "Two words.")
-    assert [row["repetition"] for row in rows] == [pytest.approx(1 / 4), 0, pytest.approx(2 / 3), 0]
+    rows = scores(
+        ranking, "The dog sleeps in the house.", "A cat runs in the sea.", "Dog dog dog dog dog.", "Two words."
+    )
+    assert [row["repetition"] for row in rows] == pytest.approx([(1 / 4 + 2 / 4) / 2, 0, (2 / 3 + 3 / 4) / 2, 0])
 
 
 def test_fluency_ending_and_length(rank):
     whole, cut = rank().score([Proposal("A dog sleeps.", -1.5, True), Proposal("A dog", -2.5, False)])
     assert (whole.scores["fluency"], cut.scores["fluency"]) == (-1.5, -2.5)
     assert (whole.scores["ending"], cut.scores["ending"]) == (1, 0)
-    words = [3, 6, 30, 45, 60, 80]
+    words = [4, 8, 30, 45, 60, 80]
     values = [row["length"] for row in scores(rank(), *(" ".join(["dog"] * n) + "." for n in words))]
     assert values == pytest.approx([0.5, 1, 1, 0.5, 0, 0])
 

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+import modeling.sampling
 from modeling.sampling import (
     SamplingOptions,
     SentenceMarks,
@@ -134,12 +135,25 @@ def test_where_sentences_end(marks):
 def test_sentences_end_where_sentences_end(decoder, conditions, marks):
     options = SamplingOptions(temperature=2.0, max_sentence_tokens=9, max_new_tokens=70)
     found = sample_sentences(decoder, conditions, 40, generator(), options, marks)
-    assert 0 < found.finished.sum() < 40
+    assert 0 < found.finished.sum() < 30
     for row, finished in zip(found.sequences.tolist(), found.finished.tolist(), strict=True):
         ids = [i for i in row[1:] if i != 0]
         assert END not in ids
         assert marks.ends(ids) == ([len(ids)] if finished else [])
         assert finished or len(ids) == 9
+
+
+def test_the_last_quarter_is_not_waited_for(decoder, conditions, marks, monkeypatch):
+    def over(sequences, start, marks):  # row r is over after r + 1 words
+        return torch.arange(len(sequences)) < sequences.size(1) - 1
+
+    monkeypatch.setattr(modeling.sampling, "_sentence_over", over)
+    options = SamplingOptions(max_sentence_tokens=90, max_new_tokens=90)
+    found = sample_sentences(decoder, conditions, 40, generator(), options, marks)
+    assert found.finished.tolist() == [True] * 30 + [False] * 10
+    assert [sum(i != 0 for i in found.new_ids(row)) for row in range(40)] == [*range(1, 31), *[30] * 10]
+    alone = sample_sentences(decoder, conditions, 3, generator(), options, marks)  # a quarter of three is nobody
+    assert alone.finished.all()
 
 
 def test_going_on_from_a_row_is_as_if_it_had_been_written_alone(decoder, conditions, marks):
