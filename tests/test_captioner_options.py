@@ -12,7 +12,7 @@ from modeling.configuration_captioner import PictaleCaptionerConfig
 from modeling.errors import ModelFolderError
 from modeling.modeling_captioner import IGNORE_INDEX, PictaleCaptionerForConditionalGeneration
 from tests.captioners import NO_DROPOUT, STEPS, WrittenOut, make_model, textbook_beam
-from training.self_critical import sample_captions
+from training.self_critical import SelfCriticalCaptioner, SelfCriticalOptions, sample_captions
 
 OPTIONS = {
     "bahdanau": {},
@@ -157,7 +157,8 @@ def test_hard_attention_is_reinforce_with_baseline_and_entropy(features, labels,
     draws, draw = [], torch.multinomial
     monkeypatch.setattr(torch, "multinomial", lambda *a, **k: draws.append(draw(*a, **k)) or draws[-1])
     torch.manual_seed(4)
-    loss = model(region_features=features, labels=labels, image_index=INDEX).loss
+    out = model(region_features=features, labels=labels, image_index=INDEX)
+    loss = out.loss
     torch.manual_seed(4)
     drew = torch.rand(6) >= 0.5  # the first thing asked of the generator
     assert 0 < drew.sum() < 6
@@ -190,6 +191,7 @@ def test_hard_attention_is_reinforce_with_baseline_and_entropy(features, labels,
     padded = [torch.zeros_like(p) if g is None else g for p, g in zip(trained, theirs, strict=True)]
     torch.testing.assert_close(ours, tuple(padded), atol=1e-4, rtol=1e-3)
     torch.testing.assert_close(model.baseline.value, 0.9 * torch.tensor(-2.0) + 0.1 * torch.stack(rewards).mean())
+    assert out.report["attention_baseline"] == -2 and -30 < out.report["attention_reward"] < 0
 
 
 def test_regions_are_drawn_as_alpha_says_and_by_the_share_of_captions():
@@ -267,6 +269,21 @@ def test_sampling_follows_the_models_own_probabilities(features, option):
     chosen = torch.stack(out.scores, 1).log_softmax(-1).gather(-1, out.sequences[:, 1:, None]).squeeze(-1)
     real = log_probs != 0
     torch.testing.assert_close(log_probs[real], chosen[real])
+
+
+@each_option
+def test_self_critical_training_samples_and_learns(features, option):
+    """Its own sampling loop agrees with `generate`, and its loss reaches the words and the attention."""
+    model = make_model(**OPTIONS[option])
+    greedy, _, _ = sample_captions(model, model.encoder(region_features=features), 1, STEPS, greedy=True)
+    ids = model.generate(region_features=features, do_sample=False, num_beams=1, max_new_tokens=STEPS)[:, 1:]
+    assert torch.equal(greedy.masked_fill(greedy == IGNORE_INDEX, 0), ids)
+    options = SelfCriticalOptions(samples=2, max_words=STEPS, baseline="mean")
+    wrapped = SelfCriticalCaptioner(model, lambda images, captions: captions.float().sum(1), options, [0, 1, 3])
+    torch.manual_seed(0)
+    wrapped.train()(rows=torch.arange(5), region_features=features).loss.backward()
+    gradient = model.decoder.state_projection.weight.grad
+    assert torch.isfinite(gradient).all() and gradient.abs().sum() > 0
 
 
 @each_option

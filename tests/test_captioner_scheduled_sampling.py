@@ -103,6 +103,8 @@ def test_steps_are_counted_and_kept_with_the_weights(tmp_path, features, labels)
         loss_of(model, features, labels)
     model.eval()(region_features=features, labels=labels)  # an evaluation is no step
     assert model.training_steps.count == 3
+    assert model.train()(region_features=features, labels=labels).report == {"true_words": pytest.approx(0.7)}
+    model.training_steps.count.fill_(3)
     model.save_pretrained(tmp_path / "scheduled")
     again = PictaleCaptionerForConditionalGeneration.from_pretrained(tmp_path / "scheduled")
     assert again.training_steps.count == 3 and again.training_steps.count.dtype == torch.int64

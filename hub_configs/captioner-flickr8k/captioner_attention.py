@@ -101,6 +101,11 @@ class DrawnRegions:
         self.entropies.append(-(alpha.float() * logs).sum((1, 2)))
         return torch.where(drawn.view(-1, 1, 1), torch.zeros_like(alpha).scatter(-1, place, 1), alpha)
 
+    def cut(self, rows: list[int]) -> None:
+        """Forget what lies beyond the first `rows` captions of each step."""
+        for steps in (self.log_probs, self.entropies):
+            steps[:] = [step[:n] for step, n in zip(steps, rows, strict=True)]
+
 
 class MovingBaseline(nn.Module):
     """b <- 0.9 b + 0.1 reward; what a reward of hard attention is compared with. Saved with the weights."""

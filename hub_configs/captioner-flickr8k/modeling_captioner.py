@@ -41,6 +41,14 @@ from .captioner_scheduled_sampling import OwnWords, TrainingSteps, truth_probabi
 from .configuration_captioner import PictaleCaptionerConfig
 
 IGNORE_INDEX = -100
+ROW_UNIT = 16
+
+
+def shapes_cost_time(tensor: torch.Tensor) -> bool:
+    """Whether each new shape of a product costs as much as some products: oneDNN, which multiplies bfloat16 on a CPU,
+    compiles for every shape. Rows that go on for a few words after their end are cheaper than a new number of rows.
+    """
+    return tensor.device.type == "cpu" and torch.is_autocast_enabled("cpu")
 
 
 @dataclass
@@ -51,6 +59,7 @@ class CaptionerOutput(ModelOutput):
     past_key_values: `LSTMState` after the last word.
     encoder_last_hidden_state: projected regions [B, P, C].
     cross_attentions: one tensor [R, 1, T, P], the attention map of each word, when asked for.
+    report: figures of the training pass by name, from the options that have some; see `training_loss`.
     """
 
     loss: torch.FloatTensor | None = None
@@ -61,6 +70,7 @@ class CaptionerOutput(ModelOutput):
     # generate() reads these two when attentions or hidden states are asked for; always None here
     decoder_attentions: tuple[torch.FloatTensor, ...] | None = None
     decoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    report: dict[str, float | torch.Tensor] | None = None
 
 
 class PictaleCaptionerForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -231,7 +241,9 @@ class PictaleCaptionerForConditionalGeneration(PreTrainedModel, GenerationMixin)
                 raise ValueError("Give decoder_input_ids or labels.")
             decoder_input_ids = self.shift_right(labels)
         if self.training and labels is not None:
-            return CaptionerOutput(loss=self.training_loss(encoder_outputs, decoder_input_ids, labels, image_index))
+            report: dict[str, float | torch.Tensor] = {}
+            loss = self.training_loss(encoder_outputs, decoder_input_ids, labels, image_index, report)
+            return CaptionerOutput(loss=loss, report=report or None)
         state, regions, keys = self.expand(encoder_outputs, image_index, past_key_values)
         count, length = decoder_input_ids.shape
         embedded = self.embed(decoder_input_ids.t().flatten())  # [T * R, E]
@@ -287,10 +299,15 @@ class PictaleCaptionerForConditionalGeneration(PreTrainedModel, GenerationMixin)
         state, regions, keys = self.expand(encoder_outputs, image_index[order])
         steps = torch.arange(int(lengths[0]), device=lengths.device)
         rows = (lengths.unsqueeze(0) > steps.unsqueeze(1)).sum(1).tolist()  # T counts
-        words, targets = (
-            torch.cat([ids[order[:n], t] for t, n in enumerate(rows)]) for ids in (decoder_input_ids, labels)
-        )
-        deep, _, alphas = self.decoder(self.embed(words), regions, keys, state, rows, look, own_words)
+        run = [min(-(-n // ROW_UNIT) * ROW_UNIT, len(order)) for n in rows] if shapes_cost_time(regions) else rows
+        words = torch.cat([decoder_input_ids[order[:n], t] for t, n in enumerate(run)])
+        targets = torch.cat([labels[order[:n], t] for t, n in enumerate(rows)])
+        deep, _, alphas = self.decoder(self.embed(words), regions, keys, state, run, look, own_words)
+        if run != rows:
+            deep = torch.cat([part[:n] for part, n in zip(deep.split(run), rows, strict=True)])
+            alphas = [alpha[:n] for alpha, n in zip(alphas, rows, strict=True)]
+            if look is not None:
+                look.cut(rows)
         return deep, targets, torch.cat([order[:n] for n in rows]), alphas
 
     def training_loss(
@@ -299,8 +316,14 @@ class PictaleCaptionerForConditionalGeneration(PreTrainedModel, GenerationMixin)
         decoder_input_ids: torch.LongTensor,
         labels: torch.LongTensor,
         image_index: torch.LongTensor | None,
+        report: dict[str, float | torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        """The loss at the head of this file, over real words only."""
+        """The loss at the head of this file, over real words only.
+
+        `report` receives, with scheduled sampling, `true_words`, the probability that a word read is the true one, and
+        with hard attention `attention_reward`, `attention_baseline` and `attention_entropy`.
+        """
+        report = {} if report is None else report
         config, count = self.config, len(labels)
         look = own_words = None
         if self.baseline is not None:
@@ -313,6 +336,7 @@ class PictaleCaptionerForConditionalGeneration(PreTrainedModel, GenerationMixin)
                 config.scheduled_sampling_floor,
             )
             own_words = OwnWords(1 - truth, self.word_scores, self.embed)
+            report["true_words"] = truth
         deep, targets, captions, alphas = self.packed(
             encoder_outputs, decoder_input_ids, labels, image_index, look, own_words
         )
@@ -321,7 +345,7 @@ class PictaleCaptionerForConditionalGeneration(PreTrainedModel, GenerationMixin)
             seen = sum(nn.functional.pad(alpha.float(), (0, 0, 0, count - len(alpha))) for alpha in alphas)  # [R, P]
             loss = loss + config.attention_penalty * (1 - seen).square().mean()
         if look is not None:
-            loss = loss - self.hard_attention_gain(look, deep.detach(), targets, captions, count)
+            loss = loss - self.hard_attention_gain(look, deep.detach(), targets, captions, count, report)
         return loss
 
     def hard_attention_gain(
@@ -331,21 +355,25 @@ class PictaleCaptionerForConditionalGeneration(PreTrainedModel, GenerationMixin)
         targets: torch.LongTensor,
         captions: torch.LongTensor,
         count: int,
+        report: dict[str, float | torch.Tensor],
     ) -> torch.Tensor:
         """The REINFORCE term and the entropy, a mean over words; moves the baseline on.
 
         Args:
             look: what was drawn for `count` captions; deep, targets, captions: as `packed` gives them, deep detached.
+            report: as in `training_loss`.
         """
         with torch.no_grad():
             nll = self.word_losses(deep, targets)  # [M], not smoothed
             words = nll.new_zeros(count).index_add(0, captions, torch.ones_like(nll))  # [R]
             reward = nll.new_zeros(count).index_add(0, captions, -nll) / words.clamp_min(1)  # [R], log p per word
             gain = (reward - self.baseline.value)[captions]  # [M]
+            report |= {"attention_reward": reward.mean(), "attention_baseline": self.baseline.value.clone()}
             drawn = captions[: len(look.log_probs[0])][look.drawn[: len(look.log_probs[0])]]  # captions that drew
             if len(drawn):
                 self.baseline.update(reward[drawn].mean())
         log_probs, entropies = torch.cat(look.log_probs), torch.cat(look.entropies)  # [M]
+        report["attention_entropy"] = entropies.detach().mean()
         config = self.config
         return (config.hard_attention_reward * gain * log_probs + config.hard_attention_entropy * entropies).mean()
 
