@@ -20,7 +20,7 @@ from modeling import (
 )
 from modeling.tokenization import count_words
 from tests.conftest import REPOSITORY
-from tests.tiny import tiny_encoder, tiny_tokenizer
+from tests.tiny import tiny_decoder, tiny_encoder, tiny_tokenizer
 from training import train_skip_thoughts, train_story_decoder
 from training.data_text import LengthBatches, TextSource, Truecaser, load_corpus, tokenize_corpus
 from training.recipes import read_recipe
@@ -93,6 +93,18 @@ def test_evaluation_weighs_every_word_the_same_and_changes_nothing(
     assert not (tmp_path / "out" / "best").exists()
     logged = [json.loads(line) for line in (trained_decoder / "log.jsonl").read_text().splitlines()]
     assert figures["loss"] == pytest.approx(min(r["loss"] for r in logged if "evaluation_s" in r), abs=1e-3)
+
+
+def test_a_decoder_moves_to_another_encoder_with_what_it_knows():
+    known = tiny_decoder()
+    ids = torch.randint(4, len(tiny_tokenizer()), (3, 7), generator=torch.Generator().manual_seed(1))
+    words = torch.tensor([[5, 9], [6, 0], [0, 0]])
+    moved = train_story_decoder.for_new_encoder(known, 40).eval()
+    told = moved(decoder_input_ids=ids, thought=torch.randn(3, 40), content_ids=words).logits
+    alone = known(decoder_input_ids=ids, thought=torch.zeros(3, 24), content_ids=words).logits
+    torch.testing.assert_close(told, alone)
+    moved(labels=ids, decoder_input_ids=ids, thought=torch.randn(3, 40), content_ids=words).loss.backward()
+    assert moved.conditions.projection.weight.grad[:, :40].abs().sum() > 0
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])

@@ -71,12 +71,15 @@ class StoryRecipe:
 
     Args:
         initial: Folder or Hub id of a decoder to go on from (its sizes and vocabulary are kept), to fine-tune it.
+        new_encoder: `data.encoder` is another one than `initial` was trained with: what reads its vectors is learned
+            anew, all else is kept.
     """
 
     data: StoryData
     training: LoopOptions
     model: dict[str, Any] = field(default_factory=dict)
     initial: str | None = None
+    new_encoder: bool = False
 
 
 class Passages(Dataset):
@@ -238,16 +241,38 @@ def new_decoder(recipe: StoryRecipe, vocab_size: int, thought_size: int) -> Pict
     """A fresh decoder, or the one in `recipe.initial`."""
     if recipe.initial:
         model = PictaleStoryDecoderForConditionalGeneration.from_pretrained(recipe.initial, dtype=torch.float32)
+        if recipe.new_encoder:
+            return for_new_encoder(model, thought_size)
         if model.config.thought_size != thought_size:
             raise RecipeError(
                 f"The decoder {recipe.initial} takes thoughts of {model.config.thought_size} numbers, the encoder "
-                f"{recipe.data.encoder} gives {thought_size}: name the encoder that the decoder was trained with."
+                f"{recipe.data.encoder} gives {thought_size}: name the encoder that the decoder was trained with, or "
+                "set new_encoder to have what reads its vectors learned anew."
             )
         return model
     config = PictaleStoryDecoderConfig(vocab_size=vocab_size, thought_size=thought_size, **recipe.model)
     model = PictaleStoryDecoderForConditionalGeneration(config)
     model.generation_config.suppress_tokens = [PAD_ID, BOS_ID, UNK_ID]
     return model
+
+
+def for_new_encoder(
+    model: PictaleStoryDecoderForConditionalGeneration, thought_size: int
+) -> PictaleStoryDecoderForConditionalGeneration:
+    """A copy of `model` that takes thoughts of `thought_size` numbers and does not understand them yet.
+
+    Their weights are zero: it begins as a decoder that goes by the content words alone, which is what it knows.
+    """
+    config = PictaleStoryDecoderConfig.from_dict(model.config.to_dict() | {"thought_size": thought_size})
+    copy = PictaleStoryDecoderForConditionalGeneration(config)
+    copy.generation_config = model.generation_config
+    weights = model.state_dict()
+    name = "conditions.projection.weight"  # [C, 2 D + E], of the thoughts and of the content words
+    of_words = weights.pop(name)[:, 2 * model.config.thought_size :]
+    copy.load_state_dict(weights | {name: copy.get_parameter(name)})
+    with torch.no_grad():
+        copy.get_parameter(name).zero_()[:, 2 * thought_size :] = of_words
+    return copy
 
 
 def run(recipe: StoryRecipe, resume: bool = False, evaluate_only: bool = False) -> Any:
