@@ -232,7 +232,8 @@ class PictaleCaptionerForConditionalGeneration(PreTrainedModel, GenerationMixin)
             encoder_outputs: what `encoder` made of either.
             decoder_input_ids: captions so far [R, T] from the start id on; only the newest with `past_key_values`.
             labels: captions without the start id, with the end id, -100 for padding, [R, T]; gives `loss`.
-            image_index: the image of each caption row [R]; by default row r belongs to image r.
+            image_index: the image of each caption row [R]; by default row r belongs to image r. -1: a caption without
+                a photograph, which is read with nothing in sight (regions of zeros).
         """
         if encoder_outputs is None:
             encoder_outputs = self.encoder(pixel_values, region_features, stage_features)
@@ -270,6 +271,9 @@ class PictaleCaptionerForConditionalGeneration(PreTrainedModel, GenerationMixin)
     ) -> tuple[LSTMState, torch.Tensor, torch.Tensor]:
         """State, regions [R, P, C] and keys [R, P, A] of each caption row; a first state where there is none yet."""
         regions, keys = encoder_outputs["last_hidden_state"], encoder_outputs["attention_keys"]
+        if image_index is not None and bool((image_index < 0).any()):
+            regions, keys = (nn.functional.pad(part, (0, 0, 0, 0, 0, 1)) for part in (regions, keys))  # [B + 1, P, ...]
+            image_index = image_index % len(regions)  # -1: the one that was added
         first = self.decoder.initial_state(regions) if state is None else state
         if image_index is not None:
             regions, keys = regions.index_select(0, image_index), keys.index_select(0, image_index)

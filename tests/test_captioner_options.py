@@ -287,6 +287,27 @@ def test_self_critical_training_samples_and_learns(features, option):
 
 
 @each_option
+def test_captions_without_a_photograph_see_nothing(features, labels, option):
+    if "hard" in option:
+        pytest.skip("the loss draws regions")
+    model = make_model(**OPTIONS[option]).train()
+    encoded = model.encoder(region_features=features)
+    nothing = {name: torch.cat([part, torch.zeros_like(part[:1])]) for name, part in encoded.items()}
+    blind = torch.tensor([0, -1, 2, -1, 1, 0])
+    seen = blind.clone().masked_fill_(blind < 0, len(features))
+    if model.training_steps is not None:
+        model.training_steps.count.zero_()
+    torch.manual_seed(0)
+    loss = model(encoder_outputs=encoded, labels=labels, image_index=blind).loss
+    if model.training_steps is not None:
+        model.training_steps.count.zero_()
+    torch.manual_seed(0)
+    torch.testing.assert_close(
+        loss, model(encoder_outputs=type(encoded)(**nothing), labels=labels, image_index=seen).loss
+    )
+
+
+@each_option
 def test_save_and_load_change_nothing(tmp_path, features, labels, option):
     model = make_model(**OPTIONS[option])
     model.train()(region_features=features, labels=labels, image_index=INDEX)  # baseline and step count move

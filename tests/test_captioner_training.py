@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
@@ -114,6 +116,30 @@ def test_collate_pads_with_ignored_labels_and_knows_each_rows_picture():
     assert sorted(lengths) == [2, 2, 4]  # words and the end id
     ends = [row[n - 1] for row, n in zip(batch["labels"].tolist(), lengths, strict=True)]
     assert set(ends) == {2}
+
+
+def test_texts_come_after_the_captions_and_belong_to_no_photograph():
+    texts = ["One cat.", "a dog", "word " * 30, "a dinosaur"]  # too long, and a word that no photograph taught
+    examples = make_examples([["a dog", "dog"], ["one cat"]], texts=texts, texts_per_image=3)
+    assert len(examples.texts) == 2
+    batch = collate([examples[0, 0], examples[1, 0]])
+    assert batch["image_index"].tolist() == [0, 0, 1, *[-1] * 6]
+    words = [[i for i in row if i != IGNORE_INDEX] for row in batch["labels"].tolist()]
+    assert all(row in examples.texts for row in words[3:])
+    assert examples[0, 0][2] == examples[0, 0][2]
+    assert len({tuple(map(tuple, examples[0, seed][2])) for seed in range(20)}) > 1
+
+
+def test_a_captioner_learns_from_texts_too(photos, shared_cache, tmp_path):
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    pq.write_table(pa.table({"captions": [["a red square", "a square"], ["a blue circle"]]}), texts / "train.parquet")
+    short = {"training.max_steps": 4, "training.evaluate_every": 4, "training.save_every": 4}
+    result = train_tiny(photos, shared_cache, tmp_path / "out", **{"data.texts": [str(texts)], **short})
+    assert result.steps == 4
+    pq.write_table(pa.table({"text": ["a book"]}), texts / "train.parquet")
+    with pytest.raises(DataError, match="has no column captions; it has text"):
+        train_tiny(photos, shared_cache, tmp_path / "no", **{"data.texts": [str(texts)], **short})
 
 
 def test_too_long_captions_and_unreadable_photographs_are_left_out():

@@ -31,6 +31,9 @@ class CaptionDataOptions:
 
     Args:
         train, validation: data sets, mixed; names or objects as `training.caption_sources` describes them.
+        texts: data sets of captions without photographs (folders, Hub ids or names below `$PICTALE_DATA`, as a text
+            recipe names them), from which the decoder learns the language beside the pictures.
+        texts_per_image: so many of their captions are read with each photograph.
         train_split, validation_split: the split read from each.
         cache_dir: where backbone features are kept.
         cache_precision: "fp32", or "bf16" to compute them in half the time and less exactly, see `open_cache`.
@@ -48,6 +51,8 @@ class CaptionDataOptions:
 
     train: list[str | dict[str, Any]]
     validation: list[str | dict[str, Any]]
+    texts: list[str] = field(default_factory=list)
+    texts_per_image: int = 5
     train_split: str = "train"
     validation_split: str = "validation"
     cache_dir: str = "~/.cache/pictale/features"
@@ -163,8 +168,8 @@ def starting_point(
     if recipe.initial:
         model, tokenizer = load_initial(recipe)
     else:  # the vocabulary decides the size of the model, so captions are read before features are computed
-        texts = [read_split(name, data.train_split, data.limit) for name in data.train]
-        tokenizer = build_tokenizer(texts, data.min_count, data.vocabulary, data.vocabulary_size)
+        splits = [read_split(name, data.train_split, data.limit) for name in data.train]
+        tokenizer = build_tokenizer(splits, data.min_count, data.vocabulary, data.vocabulary_size)
         model = build_model(recipe, len(tokenizer))
         if recipe.word_vectors:
             known = start_from_word_vectors(model, tokenizer, dataset_location(recipe.word_vectors))

@@ -11,11 +11,12 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from modeling.errors import DataError, RecipeError
 from modeling.modeling_captioner import IGNORE_INDEX
-from modeling.tokenization import build_bpe_tokenizer, build_word_tokenizer, count_words
+from modeling.tokenization import UNK_ID, build_bpe_tokenizer, build_word_tokenizer, count_words
 
 from .caption_sources import CaptionSplit, read_split
 from .feature_cache import FeatureCache
@@ -77,6 +78,8 @@ class CaptionExamples(torch.utils.data.Dataset):
         tokenizer: wraps a caption as start ... end.
         captions_per_image: captions drawn for a photograph each time; all if it has fewer.
         max_words: longer captions are left out of training.
+        texts: captions of no photograph, to learn the language from.
+        texts_per_image: so many of them are drawn with each photograph.
     """
 
     def __init__(
@@ -86,8 +89,13 @@ class CaptionExamples(torch.utils.data.Dataset):
         tokenizer: PreTrainedTokenizerFast,
         captions_per_image: int = 5,
         max_words: int = 24,
+        texts: Sequence[str] = (),
+        texts_per_image: int = 0,
     ):
-        self.captions_per_image = captions_per_image
+        self.captions_per_image, self.texts_per_image = captions_per_image, texts_per_image
+        normal = [text for text in map(normalise_caption, texts) if text]
+        ids = tokenizer(normal).input_ids if normal else []
+        self.texts = [i[1:] for i in ids if len(i) <= max_words + 2 and UNK_ID not in i]
         self.rows: list[tuple[FeatureCache | Photographs, int]] = []
         self.labels: list[list[list[int]]] = []
         self.sided: list[bool] = []
@@ -113,7 +121,7 @@ class CaptionExamples(torch.utils.data.Dataset):
     def caption_count(self) -> int:
         return sum(len(labels) for labels in self.labels)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, list[list[int]]]:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, list[list[int]], list[list[int]]]:
         index, seed = key
         source, row = self.rows[index]
         rng = np.random.default_rng((seed, index))
@@ -121,7 +129,9 @@ class CaptionExamples(torch.utils.data.Dataset):
         # mirrored, what was left is right: a photograph with such captions is seen as it is
         can_mirror = source.views > 1 and not self.sided[index]
         view = int(rng.integers(2)) if can_mirror else 0
-        return source.get(row, view, rng), [self.labels[index][i] for i in chosen]
+        captions = [self.labels[index][i] for i in chosen]
+        texts = [self.texts[i] for i in rng.integers(len(self.texts), size=self.texts_per_image)] if self.texts else []
+        return source.get(row, view, rng), captions, texts
 
 
 class EpochBatches(torch.utils.data.Sampler[list[tuple[int, int]]]):
@@ -144,16 +154,16 @@ class EpochBatches(torch.utils.data.Sampler[list[tuple[int, int]]]):
 
 
 def collate(
-    examples: Sequence[tuple[torch.Tensor, list[list[int]]]], kind: str = "region_features"
+    examples: Sequence[tuple[torch.Tensor, list[list[int]], list[list[int]]]], kind: str = "region_features"
 ) -> dict[str, torch.Tensor]:
     """What the model sees of the photographs under the name `kind`, e.g. region features [B, P, F]; labels [R, T]
-    padded with -100 and the image of each row [R].
+    padded with -100 and the image of each row [R], -1 for the texts at the end, which have none.
     """
-    labels = [torch.tensor(ids) for _, captions in examples for ids in captions]
+    labels = [torch.tensor(ids) for _, captions, _ in examples for ids in captions]
+    owners = torch.arange(len(examples)).repeat_interleave(torch.tensor([len(captions) for _, captions, _ in examples]))
+    labels += [torch.tensor(ids) for _, _, texts in examples for ids in texts]
     return {
-        kind: torch.stack([features for features, _ in examples]),
-        "labels": torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX),
-        "image_index": torch.arange(len(examples)).repeat_interleave(
-            torch.tensor([len(captions) for _, captions in examples])
-        ),
+        kind: torch.stack([features for features, _, _ in examples]),
+        "labels": nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX),
+        "image_index": nn.functional.pad(owners, (0, len(labels) - len(owners)), value=-1),
     }

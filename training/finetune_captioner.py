@@ -185,7 +185,10 @@ def seconds_a_step(captioner: LoadedCaptioner, train: CaptionSplit, batch_size: 
         for group in train.captions[:batch_size]
     ]
     features = torch.randn(len(labels), rows * columns, model.encoder.backbone.channels).half()
-    batch = {k: v.to(model.device) for k, v in collate(list(zip(features, labels, strict=True))).items()}
+    batch = {
+        k: v.to(model.device)
+        for k, v in collate([(x, ids, []) for x, ids in zip(features, labels, strict=True)]).items()
+    }
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0)
     for _ in range(2):  # the first warms up
         began = time.perf_counter()

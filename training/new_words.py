@@ -161,7 +161,7 @@ def _predictions(
         texts = [[normalise_caption(text) for text in captions[row]] for row in chosen]
         seen = source.get_many(chosen)
         shown, there = (
-            collate([(x, _labels(tokenizer, group)) for x, group in zip(seen, texts, strict=True)])
+            collate([(x, _labels(tokenizer, group), []) for x, group in zip(seen, texts, strict=True)])
             for tokenizer in (reader, writer)
         )
         logits = model(

@@ -47,6 +47,7 @@ from modeling.text import clean_text
 
 from .captioner_recipe import CaptionDataOptions, CaptionerRecipe, starting_point
 from .data_captions import CaptionExamples, CaptionSplit, EpochBatches, collate, read_split
+from .data_text import TextSource, load_rows
 from .feature_cache import FeatureCache
 from .loop import TrainResult, parameter_groups, prepare_output_dir, train
 from .metrics_captions import cider
@@ -135,6 +136,17 @@ def load_data(
     return splits, sources
 
 
+def read_texts(names: Sequence[str]) -> list[str]:
+    """The captions of data sets that have no photographs, or whose photographs are not looked at."""
+    captions = []
+    for name in names:
+        rows = load_rows(TextSource(name))
+        if "captions" not in rows.column_names:
+            raise DataError(f"data.texts: '{name}' has no column captions; it has {', '.join(rows.column_names)}.")
+        captions += [caption for row in rows.select_columns("captions") for caption in row["captions"]]
+    return captions
+
+
 def make_loader(recipe: CaptionerRecipe, examples: CaptionExamples) -> DataLoader:
     """Batches of `examples`, with the photographs' numbers where the reward asks for them."""
     dataset, join = (
@@ -165,6 +177,8 @@ def run(recipe: CaptionerRecipe, resume: bool = False) -> TrainResult:
         tokenizer,
         data.captions_per_image,
         data.max_words,
+        texts=read_texts(data.texts),
+        texts_per_image=data.texts_per_image,
     )
     [split, *_], [source, *_] = load_data(
         recipe, data.validation[:1], data.validation_split, model.encoder, processor, training=False
