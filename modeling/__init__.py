@@ -28,7 +28,7 @@ from .modeling_story_decoder import PictaleStoryDecoderForConditionalGeneration
 from .original_storyteller import OriginalStoryteller
 from .pipeline_story import StoryPipeline
 from .story import Passage, Story, StoryPhoto
-from .story_types import Candidate, Caption, StoryOptions, StoryResult
+from .story_types import Candidate, Caption, Source, StoryOptions, StoryResult
 from .styles import Style, make_style
 
 for _config in (PictaleCaptionerConfig, PictaleSkipThoughtsConfig, PictaleStoryDecoderConfig):
@@ -67,6 +67,7 @@ __all__ = [
     "PictaleStoryDecoderForConditionalGeneration",
     "Passage",
     "RecipeError",
+    "Source",
     "Story",
     "StoryError",
     "StoryOptions",

@@ -89,7 +89,7 @@ class StoryContinuation:
             story: What was told so far.
             photo: A new photo that the story goes on with.
             sentence: The user's own next sentence or sentences: kept exactly as written, and carried on.
-            style: None keeps the style, strength and lines of the last passage that was written.
+            style: None keeps that of the last passage that was written; strength, lines and writer are kept too.
             seed: Reproduces the step; None draws one, which the passage tells.
             captions: Of the new photo, if they are known already.
             thumbnails: Keep a small picture of the photo in the story.
@@ -117,7 +117,7 @@ class StoryContinuation:
         last = next((p for p in reversed(story.passages) if p.origin != "user"), None)
         if last is not None:
             style = style or last.style
-            options = {"strength": last.strength, "lyrics": last.lyrics, **options}
+            options = {"strength": last.strength, "lyrics": last.lyrics, "writer": last.writer, **options}
         chosen, seed = self._options(options), check_seed(seed)
         label, vector = self._style(style)
         step = Step()
@@ -141,6 +141,7 @@ class StoryContinuation:
             seed=seed,
             content_words=tuple(words),
             lyrics=chosen.lyrics,
+            writer=chosen.writer,
         )
         so_far = story.add(step)
         parts = self._write_parts(
@@ -190,8 +191,9 @@ class StoryContinuation:
             *_topics(p.text for p in so_far.passages if p.origin == "user"),
         ]
         limit = options.content_words
-        fresh = list(self.writer.known(fresh))
-        known = self.writer.known(dict.fromkeys(word for word in subjects if word not in fresh))
+        writer = self._writer(options)
+        fresh = list(writer.known(fresh))
+        known = writer.known(dict.fromkeys(word for word in subjects if word not in fresh))
         carried = carried_words(texts, list(known), limit)
         carried = carried[: max(limit - len(fresh), limit // 3)]
         return x, [*fresh[: limit - len(carried)], *carried]
@@ -212,7 +214,7 @@ def _growing(story: Story, step: Step, empty: Passage, parts: Iterator[Written])
             yield written.text
 
     def with_passage(**changes: Any) -> Story:
-        passage = Passage(**{**vars(empty), **changes})
+        passage = Passage(**{**vars(empty), "sources": written.sources, **changes})
         return story.add(Step(step.photos, (*step.passages, passage)))
 
     for text in growing_words(texts()):

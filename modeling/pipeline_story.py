@@ -32,7 +32,8 @@ from .styles import Style, encode_passages, encoder_fingerprint, make_style, par
 from .text import clean_text, content_words, growing_words, lyric_lines, split_sentences
 from .tokenization import whole_words
 from .word_forms import taken_up
-from .writer_decoder import BACKGROUND_WORDS, DecoderWriter, PassageTask
+from .writer import PassageTask, Writer
+from .writer_decoder import BACKGROUND_WORDS, DecoderWriter
 
 CAPTION_STYLE = "caption"
 PREVIOUS_SENTENCES = 4  # how much of the text before makes the vector of the passage before, as in training
@@ -74,6 +75,7 @@ class StoryPipeline(StoryContinuation):
         if CAPTION_STYLE not in self._styles:
             raise PictaleError("A pipeline needs a style named 'caption', the mean of captions in general.")
         self.writer = DecoderWriter(decoder, decoder_tokenizer, self._ranking)
+        self.writers: dict[str, Writer] = {"decoder": self.writer}
 
     @classmethod
     def from_pretrained(
@@ -236,9 +238,16 @@ class StoryPipeline(StoryContinuation):
         """
         options = (options or self.options).resolved()
         seen = thought - (self._styles[CAPTION_STYLE].vector if style is None else options.strength * style)
-        words = tuple(self.writer.known(content)) if options.content_words else ()
-        *_, written = self.writer.write(PassageTask(thought, Wish(seen, style, words), previous, seed, options))
+        writer = self._writer(options)
+        words = tuple(writer.known(content)) if options.content_words else ()
+        *_, written = writer.write(PassageTask(thought, Wish(seen, style, words), previous, seed, options))
         return written
+
+    def _writer(self, options: StoryOptions) -> Writer:
+        if options.writer not in self.writers:
+            known = ", ".join(self.writers)
+            raise PictaleError(f"There is no writer '{str(options.writer)[:60]}': choose from {known}.")
+        return self.writers[options.writer]
 
     def _ranking(self, wish: Wish, options: StoryOptions) -> Ranking:
         vectors = np.stack([style.vector for style in self._styles.values()])
@@ -266,15 +275,16 @@ class StoryPipeline(StoryContinuation):
         """
         mean = self._styles[CAPTION_STYLE].vector
         thought = shift_style(x, mean, style, options.strength, options.caption_removal)
-        words, done = list(self.writer.known(words)), Written("")
+        writer = self._writer(options)
+        words, done = list(writer.known(words)), Written("")
         for part in range(options.passages):
             told = f"{before} {done.text}".strip()
             follows = bool(told) and options.recipe == "pictale"
             wish = Wish(x - mean, style, tuple(words), tuple(given), told)
             previous = self._last_thought(told) if follows else None
             task = PassageTask(thought, wish, previous, (seed + part) % (MAX_SEED + 1), options)
-            for written in self.writer.write(task):
-                text = f"{done.text} {written.text}".strip()
+            for written in writer.write(task):
+                text = f"{done.text}{writer.separator}{written.text}".strip()
                 yield Written(text, done.choices + written.choices)
             done = Written(text, done.choices + written.choices)
             # what has been told once is background; what has not yet been is asked for first
@@ -325,7 +335,7 @@ class StoryPipeline(StoryContinuation):
             story=lyric_lines(written.text) if chosen.lyrics else written.text,
             seed=seed,
             choices=written.choices,
-            content_words=tuple(self.writer.known(self._words_to_show(captions, chosen))),
+            content_words=tuple(self._writer(chosen).known(self._words_to_show(captions, chosen))),
         )
 
     def stream(
@@ -361,7 +371,9 @@ class StoryPipeline(StoryContinuation):
         for name in changes:
             if name not in known:
                 raise PictaleError(f"There is no option '{name}': choose from {', '.join(sorted(known))}.")
-        return dataclasses.replace(self.options, **changes).resolved()
+        chosen = dataclasses.replace(self.options, **changes).resolved()
+        self._writer(chosen)  # an unknown one is refused before any work
+        return chosen
 
 
 def _as_list(images: Any) -> list[Any]:

@@ -23,7 +23,7 @@ from typing import Any
 from PIL import Image
 
 from .errors import StoryError
-from .story_types import Candidate, Caption
+from .story_types import Candidate, Caption, Source
 from .text import lyric_lines
 
 FORMAT, VERSION = "pictale-story", 1
@@ -78,6 +78,8 @@ class Passage:
         scores: Mean over its sentences of the scores of the candidate that was chosen, by name.
         lyrics: Shown in lines, broken at commas.
         edited: The text was changed by hand.
+        writer: Who wrote it, a name among `StoryPipeline.writers`.
+        sources: The books it quotes; none if it was invented.
         choices: All candidates of all its sentences, as long as the program runs: files do not hold them.
     """
 
@@ -91,6 +93,8 @@ class Passage:
     scores: dict[str, float] = field(default_factory=dict)
     lyrics: bool = False
     edited: bool = False
+    writer: str = "decoder"
+    sources: tuple[Source, ...] = ()
     choices: tuple[tuple[Candidate, ...], ...] = field(default=(), repr=False, compare=False)
 
     @property
@@ -239,6 +243,8 @@ class Story:
                 shown.add(passage.photo)
                 parts.append(_markdown_photo(self.photos[passage.photo]))
             parts.append(_escaped(passage.shown).replace("\n", "  \n"))
+            if passage.sources:
+                parts.append("— " + _escaped("; ".join(map(str, passage.sources))))
         made = dict.fromkeys(f"{p.style}, seed {p.seed}" for p in self.passages if p.seed is not None)
         parts.append(f"*{_escaped('; '.join(made))}*" if made else "")
         return "\n\n".join(part for part in parts if part) + "\n"
@@ -287,8 +293,12 @@ def _step_record(step: Step) -> dict[str, Any]:
             for photo in step.photos
         ]
     if step.passages:
-        names = [f.name for f in dataclasses.fields(Passage) if f.name != "choices"]
-        record["passages"] = [{name: getattr(passage, name) for name in names} for passage in step.passages]
+        names = [f.name for f in dataclasses.fields(Passage) if f.name not in ("choices", "sources")]
+        record["passages"] = [
+            {name: getattr(passage, name) for name in names}
+            | ({"sources": [dataclasses.asdict(source) for source in passage.sources]} if passage.sources else {})
+            for passage in step.passages
+        ]
     if step.edit:
         record["edit"] = {"passage": step.edit[0], "text": step.edit[1]}
     return record
@@ -377,6 +387,15 @@ def _read_passage(record: Any, where: str) -> Passage:
         scores={str(name): float(_value(scores, name, where, int, float)) for name in scores},
         lyrics=_value(record, "lyrics", where, bool),
         edited=_value(record, "edited", where, bool),
+        writer=_value(record, "writer", where, str, type(None)) or "decoder",
+        sources=tuple(
+            Source(
+                _value(source, "title", where, str),
+                _value(source, "author", where, str),
+                _value(source, "year", where, int, type(None)),
+            )
+            for source in _items(record, "sources", where)
+        ),
     )
 
 

@@ -46,6 +46,7 @@ class StoryOptions:
     """How a story is written. Every default can be replaced in a call: `pipe(photo, strength=1.5)`.
 
     Args:
+        writer: Who writes: `decoder`, the story decoder; another that `StoryPipeline.writers` has.
         recipe: `pictale`, or `neural-storyteller` for that of 2015: the most probable passage for the shifted vector
             alone, by beam search; no content words, nothing of the passage before, no penalties, no reranking.
         num_captions: Captions per photo, the best beams of the captioner, whose vectors are averaged.
@@ -72,6 +73,7 @@ class StoryOptions:
         PictaleError: a value of the wrong kind or out of range, in one sentence.
     """
 
+    writer: str = "decoder"
     recipe: str = "pictale"
 
     num_captions: int = 3
@@ -159,6 +161,19 @@ class Caption:
 
 
 @dataclass(frozen=True)
+class Source:
+    """The book that a passage was taken from; printed as a reader would name it."""
+
+    title: str
+    author: str = ""
+    year: int | None = None
+
+    def __str__(self) -> str:
+        by = f"{self.title}, {self.author}" if self.author else self.title
+        return by if self.year is None else f"{by} ({self.year})"
+
+
+@dataclass(frozen=True)
 class Candidate:
     """A sentence or passage that was considered.
 
@@ -166,12 +181,14 @@ class Candidate:
         text: Cleaned text.
         score: What it was ranked by: the weighted sum of its scores, comparable among candidates of one choice only.
         scores: Its parts, see `modeling.reranking`: `grounding`, `words`, `style`, `fluency`, `repetition`, `ending`,
-            `length`, `thread`.
+            `length`, `thread`; a writer may have others.
+        source: Where it stands, if it is a quotation.
     """
 
     text: str
     score: float
     scores: dict[str, float]
+    source: Source | None = None
 
 
 @dataclass(frozen=True)
@@ -186,6 +203,16 @@ class Written:
     text: str
     choices: tuple[tuple[Candidate, ...], ...] = ()
 
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """The books it quotes, in order, each once."""
+        return sources_of(self.choices)
+
+
+def sources_of(choices: Sequence[Sequence[Candidate]]) -> tuple[Source, ...]:
+    """The books that the first of each choice was taken from, in order, each once."""
+    return tuple(dict.fromkeys(choice[0].source for choice in choices if choice[0].source is not None))
+
 
 @dataclass(frozen=True)
 class StoryResult:
@@ -197,7 +224,7 @@ class StoryResult:
         story: The text.
         seed: Reproduces the story with the same photo, style and options.
         choices: For each sentence (or passage) of the story all candidates, best first: why it reads as it does.
-        content_words: Words of the captions that the decoder was shown.
+        content_words: Words of the captions that the writer was shown.
     """
 
     captions: tuple[Caption, ...]
@@ -211,6 +238,11 @@ class StoryResult:
     def candidates(self) -> tuple[Candidate, ...]:
         """All candidates of the first choice, best first."""
         return self.choices[0] if self.choices else ()
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """The books that the story quotes, in order, each once; none if it was invented."""
+        return sources_of(self.choices)
 
 
 def as_captions(captions: Sequence[Caption | str]) -> tuple[Caption, ...]:

@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from .beam_search import beam_passages
@@ -24,29 +22,11 @@ from .story_thread import last_words
 from .story_types import Candidate, StoryOptions, Written
 from .text import clean_text, content_words, is_content_word
 from .word_forms import taken_up
+from .writer import PassageTask
 
 STOPS = (".", "!", "?", "…", "...")
 BACKGROUND_WORDS = 2  # how many of the words already told a decoder is still shown
 SHORTEST_SENTENCE = 5  # words and marks that must be left of a passage for another sentence to be worth beginning
-
-
-@dataclass(frozen=True)
-class PassageTask:
-    """One passage that a writer is asked for.
-
-    Args:
-        thought: The shifted vector x - r*c + s*b [D].
-        wish: What candidates are ranked by.
-        previous: Vector of the passage before [D], or None at the beginning.
-        seed: Reproduces the passage.
-        options: How it is written.
-    """
-
-    thought: np.ndarray
-    wish: Wish
-    previous: np.ndarray | None
-    seed: int
-    options: StoryOptions
 
 
 class DecoderWriter:
@@ -56,6 +36,8 @@ class DecoderWriter:
         decoder, tokenizer: The model.
         ranking: Makes the `Ranking` of a passage.
     """
+
+    separator = " "
 
     def __init__(
         self,
