@@ -212,9 +212,11 @@ class StoryPipeline(StoryContinuation):
         style: str | Style | Mapping[str, float],
         strength: float = 1.0,
         caption_removal: float = 1.0,
+        focus: float = 1.0,
     ) -> np.ndarray:
-        """x - caption_removal * c + strength * b, [D]."""
-        return shift_style(x, self._styles[CAPTION_STYLE].vector, self._style(style)[1], strength, caption_removal)
+        """focus (x - caption_removal c) + strength b, [D]."""
+        mean = self._styles[CAPTION_STYLE].vector
+        return shift_style(x, mean, self._style(style)[1], strength, caption_removal, focus)
 
     # -- writing -----------------------------------------------------------------------------------------------------
     def write(
@@ -274,7 +276,7 @@ class StoryPipeline(StoryContinuation):
             before: The story so far.
         """
         mean = self._styles[CAPTION_STYLE].vector
-        thought = shift_style(x, mean, style, options.strength, options.caption_removal)
+        thought = shift_style(x, mean, style, options.strength, options.caption_removal, options.focus)
         writer = self._writer(options)
         words, done = list(writer.known(words)), Written("")
         for part in range(options.passages):

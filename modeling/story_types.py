@@ -23,6 +23,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "caption_beams": (1, 200),
     "strength": (-10, 10),
     "caption_removal": (0, 2),
+    "focus": (0, 10),
     "candidates": (1, 256),
     "passages": (1, 100),
     "content_words": (0, 50),
@@ -51,8 +52,10 @@ class StoryOptions:
             alone, by beam search; no content words, nothing of the passage before, no penalties, no reranking.
         num_captions: Captions per photo, the best beams of the captioner, whose vectors are averaged.
         caption_beams: Beam width of the captioner (at least `num_captions`).
-        strength: s in x - r*c + s*b; 0 tells in no style, above 1 exaggerates.
+        strength: s in f (x - r c) + s b; 0 tells in no style, above 1 exaggerates.
         caption_removal: r: how much of the captions' own style is taken away; 1 all, 0 nothing.
+        focus: f: how much the vector speaks of the picture; 0 of nothing but the style. 1 with the recipe
+            `neural-storyteller`.
         candidates: Sentences (or passages) written at once, of which the best is kept.
         choose: `sentence` keeps the best of the candidates for each sentence in turn, `passage` the best whole passage.
         passages: Parts of a story; each later part knows the vector of the part before.
@@ -81,6 +84,7 @@ class StoryOptions:
 
     strength: float = 1.0
     caption_removal: float = 1.0
+    focus: float = 0.4
 
     candidates: int = 12
     choose: str = "sentence"
@@ -127,6 +131,7 @@ class StoryOptions:
         return dataclasses.replace(
             self,
             beam_width=self.beam_width or 50,
+            focus=1.0,
             content_words=0,
             context_tokens=0,
             passages=1,

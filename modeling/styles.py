@@ -3,9 +3,12 @@
 neural-storyteller (github.com/ryankiros/neural-storyteller, `generate.py`): with x the mean vector of the captions, c
 the mean vector of captions in general and b the mean vector of a book's passages,
 
-    F(x) = x - r * c + s * sum_i w_i b_i        sum_i w_i = 1, s the strength, r = 1
+    F(x) = f (x - r c) + s sum_i w_i b_i        sum_i w_i = 1, s the strength, f = r = 1
 
-`x - c` keeps what is particular to this picture, b says how passages of the genre sound. A style is one vector with its
+`x - c` keeps what is particular to this picture, b says how passages of the genre sound. A caption is one sentence, and
+lies further from the mean of captions than a passage of several from the mean of its genre: with f = 1 a decoder that
+has learned from passages is told of nothing but the picture, louder than it ever heard, and stutters. A smaller f, the
+focus, brings the vector to where passages lie. A style is one vector with its
 provenance, stored as safetensors; it belongs to the encoder whose fingerprint it carries, and no other accepts it.
 
 Shapes: D thought width.
@@ -256,6 +259,7 @@ def shift_style(
     style: np.ndarray,
     strength: float = 1.0,
     caption_removal: float = 1.0,
+    focus: float = 1.0,
 ) -> np.ndarray:
-    """x - r * c + s * b; all [D]."""
-    return (x - caption_removal * caption_mean + strength * style).astype(np.float32)
+    """f (x - r c) + s b; all [D]."""
+    return (focus * (x - caption_removal * caption_mean) + strength * style).astype(np.float32)

@@ -20,7 +20,7 @@ class PassageTask:
     """One passage that a writer is asked for.
 
     Args:
-        thought: The shifted vector x - r*c + s*b [D].
+        thought: The shifted vector f (x - r c) + s b [D].
         wish: What candidates are ranked by.
         previous: Vector of the passage before [D], or None at the beginning.
         seed: Reproduces the passage.

@@ -109,6 +109,7 @@ def test_bad_styles_are_one_sentence(known, style):
 def test_the_shift():
     x, c, b = (np.full(3, v, dtype=np.float32) for v in (5, 2, 7))
     np.testing.assert_allclose(shift_style(x, c, b, 0.5), 5 - 2 + 0.5 * 7)
+    np.testing.assert_allclose(shift_style(x, c, b, 0.5, 2, 0.1), 0.1 * (5 - 2 * 2) + 0.5 * 7, rtol=1e-6)
 
 
 def test_the_command_line_makes_a_style_from_files(tmp_path, encoder, capsys, monkeypatch):

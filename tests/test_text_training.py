@@ -22,7 +22,7 @@ from modeling.tokenization import count_words
 from tests.conftest import REPOSITORY
 from tests.tiny import tiny_decoder, tiny_encoder, tiny_tokenizer
 from training import train_skip_thoughts, train_story_decoder
-from training.data_text import LengthBatches, TextSource, Truecaser, load_corpus, tokenize_corpus
+from training.data_text import Corpus, LengthBatches, TextSource, Truecaser, load_corpus, tokenize_corpus
 from training.recipes import read_recipe
 from training.tiny_text import write_tiny_text
 
@@ -93,6 +93,39 @@ def test_evaluation_weighs_every_word_the_same_and_changes_nothing(
     assert not (tmp_path / "out" / "best").exists()
     logged = [json.loads(line) for line in (trained_decoder / "log.jsonl").read_text().splitlines()]
     assert figures["loss"] == pytest.approx(min(r["loss"] for r in logged if "evaluation_s" in r), abs=1e-3)
+
+
+def make_passages(**settings):
+    """Three documents of four sentences, direct speech in each but the last; vectors that tell the sentences apart."""
+    sentences = ["the dog sleeps .", "the old dog ran .", "“ no ! ” said the dog .", "a cat ran ."] * 2 + [
+        "a cat ran ."
+    ] * 4
+    tokenizer = tiny_tokenizer()
+    corpus = Corpus(sentences, np.arange(12) // 4, np.zeros(12, np.int16), np.zeros(12, bool), ["horror"])
+    data = train_story_decoder.StoryData([], min_tokens=1, max_tokens=40, max_unknown=1.0, **settings)
+    store = tokenize_corpus(sentences, tokenizer, progress=False)
+    passages = train_story_decoder.Passages(corpus, store, np.eye(12, dtype=np.float32), data, tokenizer)
+    passages.cut(corpus.runs(held_out=False), seed=0)
+    return passages
+
+
+def test_passages_with_speech_are_left_out():
+    spoken = {2, 6}
+    spans = [set(range(a, b)) for a, b, _ in make_passages().spans]
+    quiet = [set(range(a, b)) for a, b, _ in make_passages(speech=0.0).spans]
+    assert any(span & spoken for span in spans)
+    assert quiet == [span for span in spans if not span & spoken]
+
+
+def test_a_passage_may_be_told_by_one_of_its_sentences():
+    for share, told in ((0.0, False), (1.0, True)):
+        passages = make_passages(one_sentence=share, min_pull=1.0)
+        long = [i for i, (a, b, _) in enumerate(passages.spans) if b - a > 1]
+        assert long
+        for i in long:
+            (start, stop, _), thought = passages.spans[i], passages[i]["thought"]
+            assert (thought.max() == 1) == told
+            assert not thought[:start].any() and not thought[stop:].any()
 
 
 def test_a_decoder_moves_to_another_encoder_with_what_it_knows():

@@ -52,6 +52,10 @@ class StoryData(TextData):
         content_dropout: Share of passages without any content word.
         previous_dropout: Share of passages shown as beginnings although something stands before them.
         min_pull: The thought keeps a random share in [min_pull, 1] of its distance from the genre's mean.
+        one_sentence: Share of the passages that are told by the vector of one of their sentences, as a caption tells of
+            one moment of a story, instead of the mean of all.
+        speech: Share of the passages with direct speech that is shown. Talk without its context is the hardest to learn
+            and the least to the picture.
     """
 
     encoder: str = "hub_configs/skip-thoughts-books"
@@ -63,6 +67,8 @@ class StoryData(TextData):
     content_dropout: float = 0.2
     previous_dropout: float = 0.5
     min_pull: float = 0.3
+    one_sentence: float = 0.0
+    speech: float = 1.0
 
 
 @dataclass
@@ -91,6 +97,8 @@ class Passages(Dataset):
         words = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
         self.is_content = np.array([is_content_word(word) for word in words])
         self.is_content[: UNK_ID + 1] = False
+        speech = tokenizer.convert_tokens_to_ids("\u201c")
+        self.speech = np.add.reduceat(np.append(store.ids == speech, 0), store.offsets[:-1])
         self.unknown = np.add.reduceat(np.append(store.ids == UNK_ID, 0), store.offsets[:-1])
         self.seed = 0
 
@@ -106,12 +114,16 @@ class Passages(Dataset):
             for _ in range(repeats):
                 spans.extend(self._cut_document(start, stop, lengths, rng))
         self.spans = np.array(spans, dtype=np.int64).reshape(-1, 3)
-        total = np.concatenate([[0], np.cumsum(lengths)])
-        unknown = np.concatenate([[0], np.cumsum(self.unknown)])
-        tokens = total[self.spans[:, 1]] - total[self.spans[:, 0]]
-        share = (unknown[self.spans[:, 1]] - unknown[self.spans[:, 0]]) / np.maximum(tokens, 1)
-        wanted = (tokens >= data.min_tokens) & (tokens <= data.max_tokens) & (share <= data.max_unknown)
+        tokens, unknown, speech = (self._sums(counts) for counts in (lengths, self.unknown, self.speech))
+        wanted = (tokens >= data.min_tokens) & (tokens <= data.max_tokens)
+        wanted &= unknown <= data.max_unknown * np.maximum(tokens, 1)
+        wanted &= (speech == 0) | (rng.random(len(speech)) < data.speech)
         self.spans, self.lengths = self.spans[wanted], tokens[wanted] + 1
+
+    def _sums(self, counts: np.ndarray) -> np.ndarray:
+        """Sums over the sentences of each span of counts of sentences."""
+        total = np.concatenate([[0], np.cumsum(counts)])
+        return total[self.spans[:, 1]] - total[self.spans[:, 0]]
 
     def _cut_document(
         self, start: int, stop: int, lengths: np.ndarray, rng: np.random.Generator
@@ -135,7 +147,11 @@ class Passages(Dataset):
         ids = self.store.ids[self.store.offsets[start] : self.store.offsets[stop]]
         mean = self.means[self.corpus.genre[start]]
         pull = rng.uniform(self.data.min_pull, 1.0)
-        thought = mean + pull * (self.thought(start, stop) - mean)
+        told = (start, stop)
+        if rng.random() < self.data.one_sentence:
+            one = int(rng.integers(start, stop))
+            told = (one, one + 1)
+        thought = mean + pull * (self.thought(*told) - mean)
         previous = np.zeros_like(thought)
         if before >= 0 and rng.random() >= self.data.previous_dropout:
             previous = self.thought(before, start)
