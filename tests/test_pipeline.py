@@ -117,7 +117,7 @@ def test_the_story_is_made_of_the_winners(pipe):
         story = split_words(result.story, lowercase=True)
         winners = split_words(" ".join(choice[0].text for choice in result.choices), lowercase=True)
         story, winners = ([word for word in words if word.isalpha()] for words in (story, winners))
-        assert story == winners[: len(story)] and len(story) > 20
+        assert story == winners[: len(story)] and len(story) > 5
 
 
 def test_more_passages_are_more_text(pipe):
