@@ -3,79 +3,77 @@
     from modeling import StoryPipeline
     result = StoryPipeline.from_pretrained()("photo.jpg", style="romance", seed=1)
 
-Importing this package downloads nothing and loads no weights.
+Importing this package downloads nothing, loads no weights, and takes no time: transformers is imported with the first
+name that is used. From then on its Auto classes know the models of this package (`register_auto_classes`).
 """
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageTextToText, AutoModelForSeq2SeqLM
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from .configuration_captioner import PictaleCaptionerConfig
-from .configuration_originals import (
-    PictaleOriginalDecoderConfig,
-    PictaleOriginalEmbeddingConfig,
-    PictaleOriginalSkipThoughtsConfig,
-)
-from .configuration_skip_thoughts import PictaleSkipThoughtsConfig
-from .configuration_story_decoder import PictaleStoryDecoderConfig
-from .errors import DataError, ImageError, ModelFolderError, PictaleError, RecipeError, StoryError, StyleError
-from .image_processing_captioner import PictaleImageProcessor
-from .images import load_image
-from .modeling_captioner import PictaleCaptionerForConditionalGeneration
-from .modeling_original_decoder import PictaleOriginalDecoder
-from .modeling_original_embedding import PictaleOriginalJointEmbedding
-from .modeling_original_encoder import PictaleOriginalSkipThoughtsEncoder
-from .modeling_skip_thoughts import PictaleSkipThoughtsEncoder, PictaleSkipThoughtsForPreTraining
-from .modeling_story_decoder import PictaleStoryDecoderForConditionalGeneration
-from .original_storyteller import OriginalStoryteller
-from .pipeline_story import StoryPipeline
-from .story import Passage, Story, StoryPhoto
-from .story_types import Candidate, Caption, Source, StoryOptions, StoryResult
-from .styles import Style, make_style
+if TYPE_CHECKING:  # what editors and type checkers read; a test holds it against the table below
+    from .auto_classes import register_auto_classes
+    from .configuration_captioner import PictaleCaptionerConfig
+    from .configuration_originals import (
+        PictaleOriginalDecoderConfig,
+        PictaleOriginalEmbeddingConfig,
+        PictaleOriginalSkipThoughtsConfig,
+    )
+    from .configuration_skip_thoughts import PictaleSkipThoughtsConfig
+    from .configuration_story_decoder import PictaleStoryDecoderConfig
+    from .errors import DataError, ImageError, ModelFolderError, PictaleError, RecipeError, StoryError, StyleError
+    from .image_processing_captioner import PictaleImageProcessor
+    from .images import load_image
+    from .modeling_captioner import PictaleCaptionerForConditionalGeneration
+    from .modeling_original_decoder import PictaleOriginalDecoder
+    from .modeling_original_embedding import PictaleOriginalJointEmbedding
+    from .modeling_original_encoder import PictaleOriginalSkipThoughtsEncoder
+    from .modeling_skip_thoughts import PictaleSkipThoughtsEncoder, PictaleSkipThoughtsForPreTraining
+    from .modeling_story_decoder import PictaleStoryDecoderForConditionalGeneration
+    from .original_storyteller import OriginalStoryteller
+    from .pipeline_story import StoryPipeline
+    from .story import Passage, Story, StoryPhoto
+    from .story_types import Candidate, Caption, Source, StoryOptions, StoryResult
+    from .styles import Style, make_style
 
-for _config in (PictaleCaptionerConfig, PictaleSkipThoughtsConfig, PictaleStoryDecoderConfig):
-    AutoConfig.register(_config.model_type, _config, exist_ok=True)
-AutoModelForImageTextToText.register(PictaleCaptionerConfig, PictaleCaptionerForConditionalGeneration, exist_ok=True)
-AutoModel.register(PictaleSkipThoughtsConfig, PictaleSkipThoughtsEncoder, exist_ok=True)
-AutoModelForSeq2SeqLM.register(PictaleStoryDecoderConfig, PictaleStoryDecoderForConditionalGeneration, exist_ok=True)
-for _model in (PictaleOriginalSkipThoughtsEncoder, PictaleOriginalDecoder, PictaleOriginalJointEmbedding):
-    AutoConfig.register(_model.config_class.model_type, _model.config_class, exist_ok=True)
-    AutoModel.register(_model.config_class, _model, exist_ok=True)
-AutoImageProcessor.register(
-    PictaleCaptionerConfig, image_processor_classes={"pil": PictaleImageProcessor}, exist_ok=True
-)
+_NAMES = {
+    "auto_classes": "register_auto_classes",
+    "configuration_captioner": "PictaleCaptionerConfig",
+    "configuration_originals": (
+        "PictaleOriginalDecoderConfig PictaleOriginalEmbeddingConfig PictaleOriginalSkipThoughtsConfig"
+    ),
+    "configuration_skip_thoughts": "PictaleSkipThoughtsConfig",
+    "configuration_story_decoder": "PictaleStoryDecoderConfig",
+    "errors": "DataError ImageError ModelFolderError PictaleError RecipeError StoryError StyleError",
+    "image_processing_captioner": "PictaleImageProcessor",
+    "images": "load_image",
+    "modeling_captioner": "PictaleCaptionerForConditionalGeneration",
+    "modeling_original_decoder": "PictaleOriginalDecoder",
+    "modeling_original_embedding": "PictaleOriginalJointEmbedding",
+    "modeling_original_encoder": "PictaleOriginalSkipThoughtsEncoder",
+    "modeling_skip_thoughts": "PictaleSkipThoughtsEncoder PictaleSkipThoughtsForPreTraining",
+    "modeling_story_decoder": "PictaleStoryDecoderForConditionalGeneration",
+    "original_storyteller": "OriginalStoryteller",
+    "pipeline_story": "StoryPipeline",
+    "story": "Passage Story StoryPhoto",
+    "story_types": "Candidate Caption Source StoryOptions StoryResult",
+    "styles": "Style make_style",
+}
+_KNOWN_TO_AUTO = ("configuration_", "image_processing_", "modeling_", "pipeline_")
+_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names.split()}
 
-__all__ = [
-    "Candidate",
-    "Caption",
-    "DataError",
-    "ImageError",
-    "ModelFolderError",
-    "OriginalStoryteller",
-    "PictaleCaptionerConfig",
-    "PictaleCaptionerForConditionalGeneration",
-    "PictaleError",
-    "PictaleImageProcessor",
-    "PictaleOriginalDecoder",
-    "PictaleOriginalDecoderConfig",
-    "PictaleOriginalEmbeddingConfig",
-    "PictaleOriginalJointEmbedding",
-    "PictaleOriginalSkipThoughtsConfig",
-    "PictaleOriginalSkipThoughtsEncoder",
-    "PictaleSkipThoughtsConfig",
-    "PictaleSkipThoughtsEncoder",
-    "PictaleSkipThoughtsForPreTraining",
-    "PictaleStoryDecoderConfig",
-    "PictaleStoryDecoderForConditionalGeneration",
-    "Passage",
-    "RecipeError",
-    "Source",
-    "Story",
-    "StoryError",
-    "StoryOptions",
-    "StoryPhoto",
-    "StoryPipeline",
-    "StoryResult",
-    "Style",
-    "StyleError",
-    "load_image",
-    "make_style",
-]
+__all__ = sorted(_MODULE_OF)
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for (PEP 562)."""
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    module = import_module(f".{_MODULE_OF[name]}", __name__)
+    if _MODULE_OF[name].startswith(_KNOWN_TO_AUTO):
+        import_module(".auto_classes", __name__).register_auto_classes()
+    value = globals()[name] = getattr(module, name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from transformers import AutoModel
 
+from .auto_classes import register_auto_classes
 from .errors import ModelFolderError, TextError
 from .model_folder import load_component, looks_like_hub_id
 
@@ -31,6 +32,7 @@ def load_sentence_encoder(model: str | Path, device: str | None = None) -> Any:
     # what is not a folder may be a Hub id, whose files only transformers can look for
     is_hub = not Path(model).is_dir() and looks_like_hub_id(str(model))
     place = str(model) if is_hub else Path(model)
+    register_auto_classes()
     encoder = load_component(AutoModel.from_pretrained, place, "sentence encoder", weights=not is_hub)
     if not hasattr(encoder, "encode"):
         raise ModelFolderError(f"{model} holds a {type(encoder).__name__}, which encodes no sentences.")

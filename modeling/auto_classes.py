@@ -1,0 +1,33 @@
+"""Make transformers' Auto classes know the models of this package, which then need no `trust_remote_code` beside it."""
+
+from __future__ import annotations
+
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageTextToText, AutoModelForSeq2SeqLM
+
+from .configuration_captioner import PictaleCaptionerConfig
+from .image_processing_captioner import PictaleImageProcessor
+from .modeling_captioner import PictaleCaptionerForConditionalGeneration
+from .modeling_original_decoder import PictaleOriginalDecoder
+from .modeling_original_embedding import PictaleOriginalJointEmbedding
+from .modeling_original_encoder import PictaleOriginalSkipThoughtsEncoder
+from .modeling_skip_thoughts import PictaleSkipThoughtsEncoder
+from .modeling_story_decoder import PictaleStoryDecoderForConditionalGeneration
+
+MODELS = {
+    PictaleCaptionerForConditionalGeneration: AutoModelForImageTextToText,
+    PictaleSkipThoughtsEncoder: AutoModel,
+    PictaleStoryDecoderForConditionalGeneration: AutoModelForSeq2SeqLM,
+    PictaleOriginalSkipThoughtsEncoder: AutoModel,
+    PictaleOriginalDecoder: AutoModel,
+    PictaleOriginalJointEmbedding: AutoModel,
+}
+
+
+def register_auto_classes() -> None:
+    """Register every configuration, model and processor; doing it twice changes nothing."""
+    for model, auto in MODELS.items():
+        AutoConfig.register(model.config_class.model_type, model.config_class, exist_ok=True)
+        auto.register(model.config_class, model, exist_ok=True)
+    AutoImageProcessor.register(
+        PictaleCaptionerConfig, image_processor_classes={"pil": PictaleImageProcessor}, exist_ok=True
+    )
