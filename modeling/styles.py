@@ -219,7 +219,8 @@ def parse_style(style: str | Style | Mapping[str, float], known: Mapping[str, St
     """Resolve what a user calls a style into a label and the blended vector sum_i w_i b_i.
 
     Args:
-        style: A name, `"romance:0.7,horror:0.3"`, a mapping of name to weight, or a `Style`.
+        style: A name, `"romance:0.7,horror:0.3"`, a mapping of name to weight, or a `Style`. `Fairy tale` is as good as
+            `fairy_tale`.
         known: The styles of the pipeline.
 
     Raises:
@@ -227,19 +228,26 @@ def parse_style(style: str | Style | Mapping[str, float], known: Mapping[str, St
     """
     if isinstance(style, Style):
         return style.name, style.vector
-    weights = dict(style) if isinstance(style, Mapping) else _parse_blend(str(style))
-    total = 0.0
-    for name, weight in weights.items():
-        if name not in known:
-            raise StyleError(f"Unknown style '{name[:60]}': choose from {', '.join(known)}, or make your own.")
+    given = dict(style) if isinstance(style, Mapping) else _parse_blend(str(style))
+    plain = {_plain(name): name for name in known}
+    weights: dict[str, float] = {}
+    for said, weight in given.items():
+        name = said if said in known else plain.get(_plain(said))
+        if name is None:
+            raise StyleError(f"Unknown style '{said[:60]}': choose from {', '.join(known)}, or make your own.")
         if not (isinstance(weight, (int, float)) and 0 <= weight < 1e6):
             raise StyleError(f"The weight of style '{name}' must be a number of 0 or more.")
-        total += weight
+        weights[name] = weights.get(name, 0.0) + weight
+    total = sum(weights.values())
     if total <= 0:
         raise StyleError("The weights of a blend of styles must sum to more than 0, as in 'romance:0.7,horror:0.3'.")
     vector = sum(known[name].vector * (weight / total) for name, weight in weights.items())
     label = next(iter(weights)) if len(weights) == 1 else ",".join(f"{n}:{w / total:g}" for n, w in weights.items())
     return label, np.asarray(vector, dtype=np.float32)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]+", " ", name).strip().casefold()
 
 
 def _parse_blend(text: str) -> dict[str, float]:

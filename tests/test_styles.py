@@ -97,6 +97,12 @@ def test_blends_are_linear_and_normalised(known):
     assert parse_style("romance", known)[0] == parse_style(known["romance"], known)[0] == "romance"
 
 
+def test_a_style_is_known_by_its_name_as_people_write_it(known):
+    known = {**known, "fairy_tale": known["horror"]}
+    assert {parse_style(name, known)[0] for name in ("fairy_tale", "Fairy tale", " FAIRY-TALE ")} == {"fairy_tale"}
+    assert parse_style("Romance:1,romance:1,fairy tale:2", known)[0] == "romance:0.5,fairy_tale:0.5"
+
+
 @pytest.mark.parametrize("style", ["romnce", "romance:x", "romance:-1,horror:2", "romance:0", "", "romance:nan"])
 def test_bad_styles_are_one_sentence(known, style):
     with pytest.raises(StyleError) as error:
