@@ -6,17 +6,21 @@
     python -m modeling morning.jpg noon.jpg --one-story --save day.json
     python -m modeling evening.jpg --continue day.json --save day.json
     python -m modeling --continue day.json --sentence "Then the lights went out."
+    python -m modeling photo.jpg --writer bookshelf --style mystery
     python -m modeling photo.jpg --recipe neural-storyteller --num-captions 10 --beam-width 50
 
 Stories go to standard output, everything else to standard error. With --json each line is one object with `photo`,
-`captions` (each `text`, `score`), `style`, `seed`, `story`; of one story over several photos, `photo` and `captions`
-are the last one's. Exit code 0: all told; 2: something could not be used, said in one sentence each; the other photos
+`captions` (each `text`, `score`), `style`, `seed`, `story`, and if it is quoted `sources` (each `title`, `author`,
+`year`); of one story over several photos, `photo` and `captions` are the last one's.
+
+Exit code 0: all told; 2: something could not be used, said in one sentence each; the other photos
 are told all the same.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 import textwrap
@@ -26,7 +30,7 @@ from typing import Any
 from .errors import ImageError, PictaleError
 from .pipeline_story import StoryPipeline
 from .story import Story
-from .story_types import MAX_SEED, Caption, check_seed
+from .story_types import MAX_SEED, Caption, Source, check_seed
 from .styles import Style
 
 WIDTH = 92
@@ -53,6 +57,10 @@ def build_parser() -> argparse.ArgumentParser:
     options.add_argument("--passages", type=int, help="parts of a story: its length (2)")
     options.add_argument("--candidates", type=int, help="sentences written for each one that is kept (12)")
     options.add_argument("--lyrics", action="store_true", default=None, help="a line for each comma and sentence")
+    options.add_argument(
+        "--writer", help="decoder, or bookshelf for a passage of a novel that suits the photo (decoder)"
+    )
+    options.add_argument("--bookshelf", metavar="FILE", help="a bookshelf of your own, for --writer bookshelf")
     options.add_argument("--recipe", help="pictale, or neural-storyteller for the recipe of 2015 (pictale)")
     options.add_argument("--beam-width", type=int, help="beam search instead of sampling (0; 50 in the recipe of 2015)")
     return parser
@@ -71,7 +79,10 @@ def run(args: argparse.Namespace) -> int:
     for file in args.style_file:
         pipe.add_style(style := Style.load(file))
         args.style = args.style or style.name
-    names = ("strength", "num_captions", "passages", "candidates", "lyrics", "recipe", "beam_width")
+    if args.bookshelf:
+        pipe.open_bookshelf(args.bookshelf)
+        args.writer = args.writer or "bookshelf"
+    names = ("writer", "strength", "num_captions", "passages", "candidates", "lyrics", "recipe", "beam_width")
     changes = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     args.seed = check_seed(args.seed)
     if goes_on or args.save:
@@ -90,7 +101,7 @@ def tell_each(pipe: StoryPipeline, args: argparse.Namespace, changes: dict[str, 
             print(f"pictale: {error}", file=sys.stderr)
             failed = True
             continue
-        show(photo, result.captions, result.style, result.seed, result.story, args.json)
+        show(photo, result.captions, result.style, result.seed, result.story, result.sources, args.json)
     return 2 if failed else 0
 
 
@@ -114,22 +125,34 @@ def tell_one(pipe: StoryPipeline, story: Story, args: argparse.Namespace, change
     last = story.photos[-1] if story.photos else None
     name = (args.photos or [last.name])[-1] if last else None
     captions = last.captions if last else ()
-    show(name, captions, story.passages[-1].style, args.seed, story.text, args.json)
+    sources = tuple(dict.fromkeys(source for passage in story.passages for source in passage.sources))
+    show(name, captions, story.passages[-1].style, args.seed, story.text, sources, args.json)
     if args.save:
         story.save(args.save)
     return 2 if failed else 0
 
 
-def show(photo: str | None, captions: Sequence[Caption], style: str, seed: int, story: str, as_json: bool) -> None:
+def show(
+    photo: str | None,
+    captions: Sequence[Caption],
+    style: str,
+    seed: int,
+    story: str,
+    sources: Sequence[Source],
+    as_json: bool,
+) -> None:
     if as_json:
         described = [{"text": c.text, "score": round(c.score, 4)} for c in captions]
         record = {"photo": photo, "captions": described, "style": style, "seed": seed, "story": story}
+        if sources:
+            record["sources"] = [dataclasses.asdict(source) for source in sources]
         print(json.dumps(record, ensure_ascii=False), flush=True)
         return
     for caption in captions:
         print(f"  {caption.text}")
     lines = "\n".join(textwrap.fill(line, WIDTH) for line in story.split("\n"))
-    print(f"\n{lines}\n\n({style}, seed {seed})\n", flush=True)
+    credit = "".join(f"— {source}\n" for source in sources)
+    print(f"\n{lines}\n{credit}\n({style}, seed {seed})\n", flush=True)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer
 
+from .bookshelf import BOOKSHELF_FILE, Bookshelf
 from .continuation import StoryContinuation
 from .errors import ImageError, PictaleError, StyleError
 from .image_processing_captioner import PictaleImageProcessor
@@ -33,6 +34,7 @@ from .text import clean_text, content_words, growing_words, lyric_lines, split_s
 from .tokenization import whole_words
 from .word_forms import taken_up
 from .writer import PassageTask, Writer
+from .writer_bookshelf import BookshelfWriter
 from .writer_decoder import BACKGROUND_WORDS, DecoderWriter
 
 CAPTION_STYLE = "caption"
@@ -59,8 +61,12 @@ class StoryPipeline(StoryContinuation):
         decoder_tokenizer: Any,
         styles: Sequence[Style],
         options: StoryOptions | None = None,
+        bookshelf: Bookshelf | str | Path | None = None,
     ) -> None:
-        """Put a pipeline together from loaded parts; `styles` must contain one named `caption`, the c of the shift."""
+        """Put a pipeline together from loaded parts; `styles` must contain one named `caption`, the c of the shift.
+
+        `bookshelf` is what the writer of that name quotes from; a file is not opened before it is needed.
+        """
         self.captioner = captioner.prepare_for_inference()
         self.image_processor, self.caption_tokenizer = image_processor, caption_tokenizer
         self.encoder = encoder.eval()
@@ -76,6 +82,7 @@ class StoryPipeline(StoryContinuation):
             raise PictaleError("A pipeline needs a style named 'caption', the mean of captions in general.")
         self.writer = DecoderWriter(decoder, decoder_tokenizer, self._ranking)
         self.writers: dict[str, Writer] = {"decoder": self.writer}
+        self.open_bookshelf(bookshelf)
 
     @classmethod
     def from_pretrained(
@@ -118,6 +125,7 @@ class StoryPipeline(StoryContinuation):
             decoder_tokenizer=tokenizer("decoder"),
             styles=[Style.load(folder / "styles" / f"{name}.safetensors") for name in description["styles"]],
             options=StoryOptions(**description.get("options", {})),
+            bookshelf=folder / BOOKSHELF_FILE,
         )
 
     # -- styles ------------------------------------------------------------------------------------------------------
@@ -153,6 +161,12 @@ class StoryPipeline(StoryContinuation):
             kwargs.setdefault("source", Path(text).name)
             text = read_texts(text)
         return make_style(text, name, self.encoder, **kwargs)
+
+    def open_bookshelf(self, bookshelf: Bookshelf | str | Path | None) -> None:
+        """Let the writer `bookshelf` quote from this one, or from this file, which is read when it is first needed."""
+        self.writers["bookshelf"] = BookshelfWriter(
+            bookshelf, self._fingerprint, lambda: {name: style.vector for name, style in self._styles.items()}
+        )
 
     # -- seeing ------------------------------------------------------------------------------------------------------
     @torch.no_grad()
@@ -374,7 +388,7 @@ class StoryPipeline(StoryContinuation):
             if name not in known:
                 raise PictaleError(f"There is no option '{name}': choose from {', '.join(sorted(known))}.")
         chosen = dataclasses.replace(self.options, **changes).resolved()
-        self._writer(chosen)  # an unknown one is refused before any work
+        self._writer(chosen).prepare()  # one that cannot be used is refused before any work
         return chosen
 
 

@@ -47,7 +47,8 @@ class StoryOptions:
     """How a story is written. Every default can be replaced in a call: `pipe(photo, strength=1.5)`.
 
     Args:
-        writer: Who writes: `decoder`, the story decoder; another that `StoryPipeline.writers` has.
+        writer: Who writes: `decoder`, the story decoder; `bookshelf`, which quotes passages of novels with title and
+            author; or another that `StoryPipeline.writers` has.
         recipe: `pictale`, or `neural-storyteller` for that of 2015: the most probable passage for the shifted vector
             alone, by beam search; no content words, nothing of the passage before, no penalties, no reranking.
         num_captions: Captions per photo, the best beams of the captioner, whose vectors are averaged.

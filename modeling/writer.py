@@ -39,6 +39,10 @@ class Writer(Protocol):
 
     separator: str
 
+    def prepare(self) -> None:
+        """Load what is needed. Raises PictaleError, before any work, if this writer cannot be used."""
+        ...
+
     def known(self, words: Sequence[str]) -> Collection[str]:
         """Those of `words` that this writer can be asked for, in their order."""
         ...

@@ -55,6 +55,9 @@ class DecoderWriter:
             self.vocabulary.get("”", -1),
         )
 
+    def prepare(self) -> None:
+        """Nothing: the models are there."""
+
     def known(self, words: Sequence[str]) -> dict[str, int]:
         """Words the decoder knows, with their ids; a name known only with a capital counts too."""
         found = {}

@@ -18,6 +18,9 @@ class Quoting:
     separator = "\n\n"
     books = (Source("Dracula", "Bram Stoker", 1897), Source("Kim"))
 
+    def prepare(self):
+        pass
+
     def known(self, words):
         return [word for word in words if word in ("dog", "house")]
 
@@ -46,7 +49,7 @@ def test_a_writer_is_chosen_by_name(pipe):
     assert list(pipe.stream(CAPTIONS, style="romance", seed=1, writer="quoting", passages=3))[-1] == result.story
     assert pipe.tell(CAPTIONS, style="romance", seed=1).sources == ()
     for call in (pipe.tell, pipe.start_story):
-        with pytest.raises(PictaleError, match=r"no writer 'nobody': choose from decoder, quoting\.$"):
+        with pytest.raises(PictaleError, match=r"no writer 'nobody': choose from decoder, bookshelf, quoting\.$"):
             call(CAPTIONS, writer="nobody")
 
 
