@@ -45,7 +45,12 @@ def test_a_name_that_is_not_there_is_an_attribute_error():
 
 
 @pytest.mark.parametrize(
-    "first", ["from modeling import StoryPipeline", "import modeling; modeling.register_auto_classes()"]
+    "first",
+    [
+        "from modeling import StoryPipeline",
+        "import modeling; modeling.register_auto_classes()",
+        "import training.make_style",
+    ],
 )
 def test_auto_classes_know_the_models(first):
     program = f"""
