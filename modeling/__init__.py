@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what editors and type checkers read; a test holds it against the table below
-    from .auto_classes import register_auto_classes
+    from .auto_classes import register_auto_classes, register_pipelines
     from .configuration_captioner import PictaleCaptionerConfig
     from .configuration_originals import (
         PictaleOriginalDecoderConfig,
@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # what editors and type checkers read; a test holds it agains
     )
     from .configuration_skip_thoughts import PictaleSkipThoughtsConfig
     from .configuration_story_decoder import PictaleStoryDecoderConfig
+    from .configuration_storyteller import PictaleStorytellerConfig
     from .errors import DataError, ImageError, ModelFolderError, PictaleError, RecipeError, StoryError, StyleError
     from .image_processing_captioner import PictaleImageProcessor
     from .images import load_image
@@ -29,20 +30,25 @@ if TYPE_CHECKING:  # what editors and type checkers read; a test holds it agains
     from .modeling_original_encoder import PictaleOriginalSkipThoughtsEncoder
     from .modeling_skip_thoughts import PictaleSkipThoughtsEncoder, PictaleSkipThoughtsForPreTraining
     from .modeling_story_decoder import PictaleStoryDecoderForConditionalGeneration
+    from .modeling_storyteller import PictaleStoryteller
     from .original_storyteller import OriginalStoryteller
+    from .pipeline_captioning import ImageCaptioningPipeline
+    from .pipeline_image_to_story import ImageToStoryPipeline
     from .pipeline_story import StoryPipeline
+    from .processing_captioner import PictaleCaptionerProcessor
     from .story import Passage, Story, StoryPhoto
     from .story_types import Candidate, Caption, Source, StoryOptions, StoryResult
     from .styles import Style, make_style
 
 _NAMES = {
-    "auto_classes": "register_auto_classes",
+    "auto_classes": "register_auto_classes register_pipelines",
     "configuration_captioner": "PictaleCaptionerConfig",
     "configuration_originals": (
         "PictaleOriginalDecoderConfig PictaleOriginalEmbeddingConfig PictaleOriginalSkipThoughtsConfig"
     ),
     "configuration_skip_thoughts": "PictaleSkipThoughtsConfig",
     "configuration_story_decoder": "PictaleStoryDecoderConfig",
+    "configuration_storyteller": "PictaleStorytellerConfig",
     "errors": "DataError ImageError ModelFolderError PictaleError RecipeError StoryError StyleError",
     "image_processing_captioner": "PictaleImageProcessor",
     "images": "load_image",
@@ -52,13 +58,17 @@ _NAMES = {
     "modeling_original_encoder": "PictaleOriginalSkipThoughtsEncoder",
     "modeling_skip_thoughts": "PictaleSkipThoughtsEncoder PictaleSkipThoughtsForPreTraining",
     "modeling_story_decoder": "PictaleStoryDecoderForConditionalGeneration",
+    "modeling_storyteller": "PictaleStoryteller",
     "original_storyteller": "OriginalStoryteller",
+    "pipeline_captioning": "ImageCaptioningPipeline",
+    "pipeline_image_to_story": "ImageToStoryPipeline",
     "pipeline_story": "StoryPipeline",
+    "processing_captioner": "PictaleCaptionerProcessor",
     "story": "Passage Story StoryPhoto",
     "story_types": "Candidate Caption Source StoryOptions StoryResult",
     "styles": "Style make_style",
 }
-_KNOWN_TO_AUTO = ("configuration_", "image_processing_", "modeling_", "pipeline_")
+_KNOWN_TO_AUTO = ("configuration_", "image_processing_", "modeling_", "pipeline_", "processing_")
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 __all__ = sorted(_MODULE_OF)
@@ -71,6 +81,8 @@ def __getattr__(name: str) -> Any:
     module = import_module(f".{_MODULE_OF[name]}", __name__)
     if _MODULE_OF[name].startswith(_KNOWN_TO_AUTO):
         import_module(".auto_classes", __name__).register_auto_classes()
+    if name in ("ImageCaptioningPipeline", "ImageToStoryPipeline"):
+        import_module(".auto_classes", __name__).register_pipelines()
     value = globals()[name] = getattr(module, name)
     return value
 

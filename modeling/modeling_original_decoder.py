@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .configuration_originals import PictaleOriginalDecoderConfig
 from .errors import TextError
 from .recurrent import initialize_recurrent
+from .tokenization import saved_tokenizer
 
 END, UNKNOWN, START = 0, 1, -1
 
@@ -87,7 +88,7 @@ class PictaleOriginalDecoder(PreTrainedModel):
     def tokenizer(self) -> Any:
         """The vocabulary saved beside the weights, loaded at first use."""
         if self._tokenizer is None:
-            self._tokenizer = AutoTokenizer.from_pretrained(self.config.name_or_path)
+            self._tokenizer = saved_tokenizer(self.config)
         return self._tokenizer
 
     @tokenizer.setter

@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 from .configuration_originals import PictaleOriginalEmbeddingConfig
 from .errors import ImageError
 from .neighbours import Neighbour, nearest_rows
 from .packed_recurrence import last_states, token_batches
 from .recurrent import initialize_recurrent
+from .tokenization import saved_tokenizer
 from .treebank import treebank_words
 
 END = 0
@@ -64,7 +65,7 @@ class PictaleOriginalJointEmbedding(PreTrainedModel):
     def tokenizer(self) -> Any:
         """The vocabulary saved beside the weights, loaded at first use."""
         if self._tokenizer is None:
-            self._tokenizer = AutoTokenizer.from_pretrained(self.config.name_or_path)
+            self._tokenizer = saved_tokenizer(self.config)
         return self._tokenizer
 
     @tokenizer.setter

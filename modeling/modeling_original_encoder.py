@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
 from .configuration_originals import PictaleOriginalSkipThoughtsConfig
@@ -34,6 +34,7 @@ from .neighbours import Neighbour, nearest_rows, row_blocks
 from .packed_recurrence import last_states, token_batches
 from .recurrent import initialize_recurrent
 from .text import split_sentences
+from .tokenization import saved_tokenizer
 from .treebank import treebank_words
 
 EOS_WORD, UNKNOWN_WORD = "<eos>", "UNK"
@@ -83,7 +84,7 @@ class PictaleOriginalSkipThoughtsEncoder(PreTrainedModel):
     def tokenizer(self) -> Any:
         """Ids of words that `original_words` made, joined by spaces; loaded at first use."""
         if self._tokenizer is None:
-            self._tokenizer = AutoTokenizer.from_pretrained(self.config.name_or_path)
+            self._tokenizer = saved_tokenizer(self.config)
         return self._tokenizer
 
     @tokenizer.setter

@@ -16,17 +16,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer
 
-from .bookshelf import BOOKSHELF_FILE, Bookshelf
+from .bookshelf import Bookshelf
 from .continuation import StoryContinuation
 from .errors import ImageError, PictaleError, StyleError
 from .image_processing_captioner import PictaleImageProcessor
 from .images import load_image
-from .model_folder import component_folder, load_component, read_pipeline_file, resolve_pipeline
 from .modeling_captioner import PictaleCaptionerForConditionalGeneration
 from .modeling_skip_thoughts import PictaleSkipThoughtsEncoder
 from .modeling_story_decoder import PictaleStoryDecoderForConditionalGeneration
+from .pipeline_files import PipelineFiles
 from .reranking import Ranking, Wish
 from .story_types import MAX_SEED, Caption, StoryOptions, StoryResult, Written, as_captions, check_seed
 from .styles import Style, encode_passages, encoder_fingerprint, make_style, parse_style, read_texts, shift_style
@@ -41,7 +40,7 @@ CAPTION_STYLE = "caption"
 PREVIOUS_SENTENCES = 4  # how much of the text before makes the vector of the passage before, as in training
 
 
-class StoryPipeline(StoryContinuation):
+class StoryPipeline(StoryContinuation, PipelineFiles):
     """Captions photos and tells stories about them.
 
     Example:
@@ -84,50 +83,6 @@ class StoryPipeline(StoryContinuation):
         self.writers: dict[str, Writer] = {"decoder": self.writer}
         self.open_bookshelf(bookshelf)
 
-    @classmethod
-    def from_pretrained(
-        cls,
-        name_or_path: str | Path | None = None,
-        *,
-        revision: str | None = None,
-        cache_dir: str | Path | None = None,
-        token: str | bool | None = None,
-        local_files_only: bool = False,
-        device: str | torch.device = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> StoryPipeline:
-        """Load a pipeline: the embedded default, a folder, or a Hub repository.
-
-        Raises:
-            ModelFolderError: nothing there, or a file missing or damaged; the message names it.
-        """
-        hub = {"revision": revision, "cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
-        folder = resolve_pipeline(name_or_path, **hub)
-        description = read_pipeline_file(folder)
-        hub["revision"] = None  # a revision names a commit of the pipeline's repository, not of its components'
-        places = {part: component_folder(folder, name, **hub) for part, name in description["components"].items()}
-
-        def model(cls_: type, part: str) -> Any:
-            return load_component(cls_.from_pretrained, places[part], part, dtype=dtype).to(device)
-
-        def tokenizer(part: str) -> Any:
-            return load_component(AutoTokenizer.from_pretrained, places[part], f"{part}'s tokenizer", weights=False)
-
-        return cls(
-            captioner=model(PictaleCaptionerForConditionalGeneration, "captioner"),
-            image_processor=load_component(
-                PictaleImageProcessor.from_pretrained, places["captioner"], "image processor", weights=False
-            ),
-            caption_tokenizer=tokenizer("captioner"),
-            encoder=model(PictaleSkipThoughtsEncoder, "encoder"),
-            encoder_tokenizer=tokenizer("encoder"),
-            decoder=model(PictaleStoryDecoderForConditionalGeneration, "decoder"),
-            decoder_tokenizer=tokenizer("decoder"),
-            styles=[Style.load(folder / "styles" / f"{name}.safetensors") for name in description["styles"]],
-            options=StoryOptions(**description.get("options", {})),
-            bookshelf=folder / BOOKSHELF_FILE,
-        )
-
     # -- styles ------------------------------------------------------------------------------------------------------
     @property
     def styles(self) -> dict[str, Style]:
@@ -169,7 +124,6 @@ class StoryPipeline(StoryContinuation):
         )
 
     # -- seeing ------------------------------------------------------------------------------------------------------
-    @torch.no_grad()
     def caption(
         self, images: Any, num_captions: int | None = None, num_beams: int | None = None
     ) -> list[tuple[Caption, ...]]:
@@ -185,14 +139,22 @@ class StoryPipeline(StoryContinuation):
         photos = [load_image(image) for image in _as_list(images)]
         if not photos:
             raise ImageError("No photo was given: pass at least one.")
+        pixels = self.image_processor(photos, return_tensors="pt").pixel_values
+        return self.caption_pixels(pixels, num_captions, num_beams)
+
+    @torch.no_grad()
+    def caption_pixels(
+        self, pixels: torch.Tensor, num_captions: int | None = None, num_beams: int | None = None
+    ) -> list[tuple[Caption, ...]]:
+        """`caption` of what the image processor made of photos, [B, 3, H, W]."""
         count = num_captions or self.options.num_captions
         beams = max(num_beams or self.options.caption_beams, count)
-        pixels = self.image_processor(photos, return_tensors="pt").pixel_values.to(self.captioner.device)
+        pixels = pixels.to(self.captioner.device)
         encoded = self.captioner.encoder(pixels.to(self.captioner.dtype))
         sequences = self.captioner.generate(
             encoder_outputs=encoded, num_beams=beams, num_return_sequences=count, do_sample=False
         )  # [images * count, T]
-        owner = torch.arange(len(photos), device=sequences.device).repeat_interleave(count)
+        owner = torch.arange(len(pixels), device=sequences.device).repeat_interleave(count)
         log_probs, attention = self.captioner.score(sequences, encoder_outputs=encoded, image_index=owner)
         captions = [
             self._caption(ids, log_prob, maps)

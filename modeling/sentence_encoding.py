@@ -18,13 +18,12 @@ import numpy as np
 import torch
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import AutoTokenizer
 from transformers.utils import cached_file
 
 from .errors import ModelFolderError, TextError
 from .neighbours import Neighbour, nearest_rows, row_blocks
 from .packed_recurrence import last_states, token_batches, with_dtype
-from .tokenization import folds_case, split_words
+from .tokenization import folds_case, saved_tokenizer, split_words
 from .vocabulary_expansion import TABLE_FILE, WORDS_FILE, VocabularyExpansion
 
 
@@ -289,7 +288,7 @@ class SentenceEncoderMixin:
     def tokenizer(self) -> Any:
         """The tokenizer saved beside the weights, loaded at first use."""
         if self._tokenizer is None:
-            self._tokenizer = AutoTokenizer.from_pretrained(self.config.name_or_path)
+            self._tokenizer = saved_tokenizer(self.config)
         return self._tokenizer
 
     @tokenizer.setter

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE, WordLevel
 from tokenizers.trainers import BpeTrainer
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 PAD, BOS, EOS, UNK = "<pad>", "<s>", "</s>", "<unk>"
 SPECIAL_TOKENS = (PAD, BOS, EOS, UNK)
@@ -28,6 +28,16 @@ WORD_START = "\u2581"
 # n't words whole | clitics | dashes and dots | words and numbers | any other mark alone
 WORD_PATTERN = r"[^\W\d_]+n't\b|'(?:s|ll|re|ve|d|m)\b|--+|\.\.\.|[^\W_]+|[^\w\s]"
 _WORD = re.compile(WORD_PATTERN)
+
+
+def saved_tokenizer(config: PreTrainedConfig) -> PreTrainedTokenizerFast:
+    """The tokenizer beside the weights that `config` was loaded with, of the same revision.
+
+    Not by `AutoTokenizer`: that reads the configuration first, and outside this package asks whether it may run code.
+    """
+    return PreTrainedTokenizerFast.from_pretrained(
+        config.name_or_path, revision=getattr(config, "_commit_hash", None) or "main"
+    )
 
 
 def _pre_tokenizer() -> pre_tokenizers.PreTokenizer:

@@ -22,6 +22,8 @@ from safetensors.torch import save_file
 from modeling.errors import ModelFolderError, PictaleError
 from modeling.model_folder import check_weights
 
+from .sync_code import complete
+
 
 def export_weights(source: str | Path, target: str | Path) -> int:
     """Write `source` into `target` with float16 weights; returns the bytes of the weights.
@@ -47,6 +49,7 @@ def export_weights(source: str | Path, target: str | Path) -> int:
     temporary = target / "model.safetensors.writing"
     save_file(halves, temporary, {"format": "pt"})
     os.replace(temporary, target / "model.safetensors")
+    complete(target)
     return (target / "model.safetensors").stat().st_size
 
 

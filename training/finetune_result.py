@@ -17,6 +17,7 @@ from .captioner_recipe import CaptionerRecipe
 from .evaluate_captioner import EvaluationOptions, LoadedCaptioner, caption_split
 from .metrics_captions import bootstrap_interval, score_captions
 from .recipes import write_recipe
+from .sync_code import complete
 
 SHOWN = 4
 
@@ -156,6 +157,7 @@ def publish(output: Path, work: Path, pipeline: Path, recipe: CaptionerRecipe, c
             components[part] = source.name
             shutil.copytree(source, output / source.name, dirs_exist_ok=True)
     shutil.copytree(pipeline / "styles", output / "styles", dirs_exist_ok=True)
+    complete(output)
     (output / "README.md").write_text(model_card(recipe, comparison), encoding="utf-8")
     write_recipe(recipe, output / "recipe.json")
     (output / "report.json").write_text(json.dumps(comparison.report(), indent=2, ensure_ascii=False), encoding="utf-8")

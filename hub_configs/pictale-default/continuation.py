@@ -1,0 +1,227 @@
+"""Stories that go on: with another photo, with a sentence of the user's, or with nothing but what was told.
+
+What holds a continuation to the story before it: the vector of the passage before, which the decoder was trained with;
+the last sentences, which it may read again (`context_tokens`); the words that the story has lately been about, shown
+beside those of the new photo or sentence; and, when candidates are ranked, the story's cast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from os import PathLike, fspath
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .errors import ImageError, StoryError
+from .images import load_image
+from .story import Passage, Step, Story, StoryPhoto, check_sentence
+from .story_thread import carried_words, names_in, persons_in
+from .story_types import MAX_SEED, Caption, StoryOptions, Written, as_captions, check_seed
+from .text import content_words, growing_words
+from .word_forms import taken_up
+
+if TYPE_CHECKING:
+    from .styles import Style
+
+    StyleLike = str | Style | Mapping[str, float] | None
+
+
+class StoryContinuation:
+    """The methods of `StoryPipeline` that make and lengthen a `Story`."""
+
+    def start_story(
+        self,
+        photos: Any,
+        style: StyleLike = None,
+        seed: int | None = None,
+        captions: Sequence[Caption | str] | None = None,
+        thumbnails: bool = True,
+        **options: Any,
+    ) -> Story:
+        """A story about a photo, or one story over several: each further one continues it.
+
+        Args:
+            photos: Whatever `load_image` takes, or a list of that.
+            style, seed, options: As for a call of the pipeline. Photo number i has the seed `seed + i`.
+            captions: Of the one photo, if they are known already or a person knows better.
+            thumbnails: Keep a small picture of each photo in the story.
+        """
+        *_, story = self.stream_story(photos, style, seed, captions, thumbnails, **options)
+        return story
+
+    def stream_story(
+        self,
+        photos: Any,
+        style: StyleLike = None,
+        seed: int | None = None,
+        captions: Sequence[Caption | str] | None = None,
+        thumbnails: bool = True,
+        **options: Any,
+    ) -> Iterator[Story]:
+        """`start_story` word by word: each item is a story that could be kept as it is, the last is the whole."""
+        photos = list(photos) if isinstance(photos, (list, tuple)) else [photos]
+        if not photos:
+            raise ImageError("No photo was given: pass at least one.")
+        seed, story = check_seed(seed), Story()
+        kept = {"captions": captions, "thumbnails": thumbnails}
+        for i, photo in enumerate(photos):
+            step_seed = (seed + i) % (MAX_SEED + 1)
+            for grown in self.stream_continuation(story, photo, None, style, step_seed, **kept, **options):
+                yield grown
+            story, kept["captions"] = grown, None
+
+    def continue_story(
+        self,
+        story: Story,
+        photo: Any = None,
+        sentence: str | None = None,
+        style: StyleLike = None,
+        seed: int | None = None,
+        captions: Sequence[Caption | str] | None = None,
+        thumbnails: bool = True,
+        **options: Any,
+    ) -> Story:
+        """The story with one more step; the one given stays as it is.
+
+        Args:
+            story: What was told so far.
+            photo: A new photo that the story goes on with.
+            sentence: The user's own next sentence or sentences: kept exactly as written, and carried on.
+            style: None keeps that of the last passage that was written; strength, lines and writer are kept too.
+            seed: Reproduces the step; None draws one, which the passage tells.
+            captions: Of the new photo, if they are known already.
+            thumbnails: Keep a small picture of the photo in the story.
+            options: Fields of `StoryOptions`.
+
+        Raises:
+            StoryError: an empty or endless sentence.
+            ImageError: something that cannot be used as a photo.
+        """
+        *_, story = self.stream_continuation(story, photo, sentence, style, seed, captions, thumbnails, **options)
+        return story
+
+    def stream_continuation(
+        self,
+        story: Story,
+        photo: Any = None,
+        sentence: str | None = None,
+        style: StyleLike = None,
+        seed: int | None = None,
+        captions: Sequence[Caption | str] | None = None,
+        thumbnails: bool = True,
+        **options: Any,
+    ) -> Iterator[Story]:
+        """`continue_story` word by word: each item is a story that could be kept as it is, the last is the whole."""
+        last = next((p for p in reversed(story.passages) if p.origin != "user"), None)
+        if last is not None:
+            style = style or last.style
+            options = {"strength": last.strength, "lyrics": last.lyrics, "writer": last.writer, **options}
+        chosen, seed = self._options(options), check_seed(seed)
+        label, vector = self._style(style)
+        step = Step()
+        if sentence is not None:
+            step = Step(passages=(Passage(check_sentence(sentence), "user"),))
+        if photo is not None:
+            step = Step((self._look(photo, captions, chosen, thumbnails),), step.passages)
+        if photo is not None or sentence is not None:
+            yield story.add(step)
+        elif not story.passages:
+            raise StoryError("The story has not begun: give a photo or a first sentence.")
+
+        x, words = self._material(story, step, sentence, chosen)
+        origin = "sentence" if sentence is not None else "photo" if photo is not None else "story"
+        empty = Passage(
+            text="",
+            origin=origin,
+            photo=len(story.photos) if photo is not None else None,
+            style=label,
+            strength=chosen.strength,
+            seed=seed,
+            content_words=tuple(words),
+            lyrics=chosen.lyrics,
+            writer=chosen.writer,
+        )
+        so_far = story.add(step)
+        parts = self._write_parts(
+            given=[
+                *(caption.text for seen in so_far.photos for caption in seen.captions),
+                *(passage.text for passage in so_far.passages if passage.origin == "user" or passage.edited),
+            ],
+            x=x,
+            words=words,
+            style=vector,
+            seed=seed,
+            options=chosen,
+            before=" ".join(passage.text for passage in so_far.passages),
+        )
+        yield from _growing(story, step, empty, parts)
+
+    # -- what a step is made of --------------------------------------------------------------------------------------
+    def _look(
+        self, photo: Any, captions: Sequence[Caption | str] | None, options: StoryOptions, thumbnail: bool
+    ) -> StoryPhoto:
+        image = load_image(photo)
+        if captions is None:
+            captions = self.caption([image], options.num_captions, options.caption_beams)[0]
+        name = PurePath(fspath(photo)).name if isinstance(photo, (str, PathLike)) else ""
+        return StoryPhoto.of(image, as_captions(captions), name, thumbnail)
+
+    def _material(
+        self, story: Story, step: Step, sentence: str | None, options: StoryOptions
+    ) -> tuple[np.ndarray, list[str]]:
+        """Vector x [D] and content words of a step: the new ones first, then what the story was about."""
+        so_far = story.add(step)
+        texts = [passage.text for passage in so_far.passages]
+        seen = [[caption.text for caption in photo.captions] for photo in so_far.photos]
+        x = self.think(seen[-1]) if seen else self._last_thought(" ".join(texts))
+        fresh = content_words(seen[-1]) if step.photos else []
+        if sentence is not None:
+            # x stays that of the photo: told the sentence's own vector, a decoder writes the sentence once more
+            fresh = list(dict.fromkeys([*_topics([sentence])[: options.content_words // 2], *fresh]))
+        elif not step.photos and seen:
+            untold = content_words(seen[-1])
+            told = taken_up(untold, content_words(texts))
+            fresh = [word for word in untold if word not in told]
+        subjects = [
+            *(word for photo in reversed(seen) for word in content_words(photo)),
+            *(word.lower() for text in texts for word in names_in(text, self.writer.vocabulary)),
+            *(word for text in texts for word in persons_in(text)),
+            *_topics(p.text for p in so_far.passages if p.origin == "user"),
+        ]
+        limit = options.content_words
+        writer = self._writer(options)
+        fresh = list(writer.known(fresh))
+        known = writer.known(dict.fromkeys(word for word in subjects if word not in fresh))
+        carried = carried_words(texts, list(known), limit)
+        carried = carried[: max(limit - len(fresh), limit // 3)]
+        return x, [*fresh[: limit - len(carried)], *carried]
+
+
+def _topics(sentences: Iterable[str]) -> list[str]:
+    """Content words of the user's sentences but for adverbs: asked for "suddenly", a decoder begins with it."""
+    return [word for word in content_words(sentences) if not word.endswith("ly")]
+
+
+def _growing(story: Story, step: Step, empty: Passage, parts: Iterator[Written]) -> Iterator[Story]:
+    """Stories whose last passage grows word by word; the last one has the scores."""
+    written = Written("")
+
+    def texts() -> Iterator[str]:
+        nonlocal written
+        for written in parts:
+            yield written.text
+
+    def with_passage(**changes: Any) -> Story:
+        passage = Passage(**{**vars(empty), "sources": written.sources, **changes})
+        return story.add(Step(step.photos, (*step.passages, passage)))
+
+    for text in growing_words(texts()):
+        yield with_passage(text=text)
+    yield with_passage(text=written.text, scores=_mean_scores(written), choices=written.choices)
+
+
+def _mean_scores(written: Written) -> dict[str, float]:
+    winners = [choice[0].scores for choice in written.choices]
+    return {name: float(np.mean([scores[name] for scores in winners])) for name in winners[0]} if winners else {}

@@ -1,0 +1,358 @@
+"""Photo in, captions and a story out: the one call over all the models.
+
+    photo -> captioner -> captions -> skip-thought encoder -> x -> x - c + s*b -> story decoder -> candidates -> story
+
+Every arrow is a method that can be called alone: `caption`, `think`, `shift`, `write`, `tell`, `stream`. Stories that
+go on are `continuation.py`'s.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .bookshelf import Bookshelf
+from .continuation import StoryContinuation
+from .errors import ImageError, PictaleError, StyleError
+from .image_processing_captioner import PictaleImageProcessor
+from .images import load_image
+from .modeling_captioner import PictaleCaptionerForConditionalGeneration
+from .modeling_skip_thoughts import PictaleSkipThoughtsEncoder
+from .modeling_story_decoder import PictaleStoryDecoderForConditionalGeneration
+from .pipeline_files import PipelineFiles
+from .reranking import Ranking, Wish
+from .story_types import MAX_SEED, Caption, StoryOptions, StoryResult, Written, as_captions, check_seed
+from .styles import Style, encode_passages, encoder_fingerprint, make_style, parse_style, read_texts, shift_style
+from .text import clean_text, content_words, growing_words, lyric_lines, split_sentences
+from .tokenization import whole_words
+from .word_forms import taken_up
+from .writer import PassageTask, Writer
+from .writer_bookshelf import BookshelfWriter
+from .writer_decoder import BACKGROUND_WORDS, DecoderWriter
+
+CAPTION_STYLE = "caption"
+PREVIOUS_SENTENCES = 4  # how much of the text before makes the vector of the passage before, as in training
+
+
+class StoryPipeline(StoryContinuation, PipelineFiles):
+    """Captions photos and tells stories about them.
+
+    Example:
+        >>> pipe = StoryPipeline.from_pretrained()
+        >>> result = pipe("photo.jpg", style="romance", seed=1)
+        >>> print(result.captions[0].text, result.story, sep="\\n")
+    """
+
+    def __init__(
+        self,
+        captioner: PictaleCaptionerForConditionalGeneration,
+        image_processor: PictaleImageProcessor,
+        caption_tokenizer: Any,
+        encoder: PictaleSkipThoughtsEncoder,
+        encoder_tokenizer: Any,
+        decoder: PictaleStoryDecoderForConditionalGeneration,
+        decoder_tokenizer: Any,
+        styles: Sequence[Style],
+        options: StoryOptions | None = None,
+        bookshelf: Bookshelf | str | Path | None = None,
+    ) -> None:
+        """Put a pipeline together from loaded parts; `styles` must contain one named `caption`, the c of the shift.
+
+        `bookshelf` is what the writer of that name quotes from; a file is not opened before it is needed.
+        """
+        self.captioner = captioner.prepare_for_inference()
+        self.image_processor, self.caption_tokenizer = image_processor, caption_tokenizer
+        self.encoder = encoder.eval()
+        self.encoder.tokenizer = encoder_tokenizer
+        self.decoder, self.decoder_tokenizer = decoder.eval(), decoder_tokenizer
+        self.options = options or StoryOptions()
+        self._fingerprint = encoder_fingerprint(encoder)
+        self._styles: dict[str, Style] = {}
+        for style in styles:
+            style.check_encoder(self._fingerprint)
+            self._styles[style.name] = style
+        if CAPTION_STYLE not in self._styles:
+            raise PictaleError("A pipeline needs a style named 'caption', the mean of captions in general.")
+        self.writer = DecoderWriter(decoder, decoder_tokenizer, self._ranking)
+        self.writers: dict[str, Writer] = {"decoder": self.writer}
+        self.open_bookshelf(bookshelf)
+
+    # -- styles ------------------------------------------------------------------------------------------------------
+    @property
+    def styles(self) -> dict[str, Style]:
+        """The styles a story can be told in, by name."""
+        return {name: style for name, style in self._styles.items() if name != CAPTION_STYLE}
+
+    def add_style(self, style: Style) -> None:
+        """Make a style known to this pipeline, in place of one of the same name.
+
+        Raises:
+            StyleError: it belongs to another encoder, or is called `caption`, as the mean of all captions is.
+        """
+        if style.name == CAPTION_STYLE:
+            raise StyleError("No style can be called 'caption': the mean of captions in general has that name.")
+        style.check_encoder(self._fingerprint)
+        self._styles[style.name] = style
+
+    def make_style(self, text: str | PathLike | Sequence[str], name: str, **kwargs: Any) -> Style:
+        """A style from a text, in seconds; the pipeline does not keep it until `add_style`.
+
+        Args:
+            text: The text itself or several; or, as a `Path`, a .txt or .md file or a folder of them.
+            name: How it will be called.
+            kwargs: `source`, `progress` and so on, see `modeling.styles.make_style`.
+
+        Example:
+            >>> pipe.add_style(pipe.make_style(Path("dracula.txt"), "stoker"))
+            >>> pipe("photo.jpg", style="stoker")
+        """
+        if isinstance(text, PathLike):
+            kwargs.setdefault("source", Path(text).name)
+            text = read_texts(text)
+        return make_style(text, name, self.encoder, **kwargs)
+
+    def open_bookshelf(self, bookshelf: Bookshelf | str | Path | None) -> None:
+        """Let the writer `bookshelf` quote from this one, or from this file, which is read when it is first needed."""
+        self.writers["bookshelf"] = BookshelfWriter(
+            bookshelf, self._fingerprint, lambda: {name: style.vector for name, style in self._styles.items()}
+        )
+
+    # -- seeing ------------------------------------------------------------------------------------------------------
+    def caption(
+        self, images: Any, num_captions: int | None = None, num_beams: int | None = None
+    ) -> list[tuple[Caption, ...]]:
+        """Captions of photos, best first, each word with its attention map.
+
+        Args:
+            images: Whatever `load_image` takes, or a list of that.
+            num_captions, num_beams: See `StoryOptions`.
+
+        Raises:
+            ImageError: something that cannot be used as a photo, or an empty list.
+        """
+        photos = [load_image(image) for image in _as_list(images)]
+        if not photos:
+            raise ImageError("No photo was given: pass at least one.")
+        pixels = self.image_processor(photos, return_tensors="pt").pixel_values
+        return self.caption_pixels(pixels, num_captions, num_beams)
+
+    @torch.no_grad()
+    def caption_pixels(
+        self, pixels: torch.Tensor, num_captions: int | None = None, num_beams: int | None = None
+    ) -> list[tuple[Caption, ...]]:
+        """`caption` of what the image processor made of photos, [B, 3, H, W]."""
+        count = num_captions or self.options.num_captions
+        beams = max(num_beams or self.options.caption_beams, count)
+        pixels = pixels.to(self.captioner.device)
+        encoded = self.captioner.encoder(pixels.to(self.captioner.dtype))
+        sequences = self.captioner.generate(
+            encoder_outputs=encoded, num_beams=beams, num_return_sequences=count, do_sample=False
+        )  # [images * count, T]
+        owner = torch.arange(len(pixels), device=sequences.device).repeat_interleave(count)
+        log_probs, attention = self.captioner.score(sequences, encoder_outputs=encoded, image_index=owner)
+        captions = [
+            self._caption(ids, log_prob, maps)
+            for ids, log_prob, maps in zip(sequences, log_probs, attention, strict=True)
+        ]
+        return [tuple(captions[i : i + count]) for i in range(0, len(captions), count)]
+
+    def _caption(self, ids: torch.Tensor, log_probs: torch.Tensor, maps: torch.Tensor) -> Caption:
+        special = set(self.caption_tokenizer.all_special_ids)
+        places = [i for i, token in enumerate(ids[1:].tolist()) if token not in special]
+        spelt = whole_words(self.caption_tokenizer.convert_ids_to_tokens(ids[1:][places]))
+        words = [word for word, _ in spelt]
+        maps = torch.stack([maps[places][parts].mean(0) for _, parts in spelt]) if spelt else maps[:0]  # [words, P]
+        length = int(log_probs.ne(0).sum().clamp_min(1))  # words and the end
+        rows, columns = self.captioner.grid_size
+        return Caption(
+            text=clean_text(" ".join(words)),
+            score=float(log_probs.sum() / length),
+            words=tuple(words),
+            attention=maps.reshape(-1, rows, columns).cpu().numpy(),
+        )
+
+    # -- thinking ----------------------------------------------------------------------------------------------------
+    def think(self, texts: Sequence[str]) -> np.ndarray:
+        """Mean skip-thought vector of sentences: x, [D]."""
+        return encode_passages(self.encoder, [[text for text in texts if text.strip()]])[0]
+
+    def shift(
+        self,
+        x: np.ndarray,
+        style: str | Style | Mapping[str, float],
+        strength: float = 1.0,
+        caption_removal: float = 1.0,
+        focus: float = 1.0,
+    ) -> np.ndarray:
+        """focus (x - caption_removal c) + strength b, [D]."""
+        mean = self._styles[CAPTION_STYLE].vector
+        return shift_style(x, mean, self._style(style)[1], strength, caption_removal, focus)
+
+    # -- writing -----------------------------------------------------------------------------------------------------
+    def write(
+        self,
+        thought: np.ndarray,
+        content: Sequence[str] = (),
+        previous: np.ndarray | None = None,
+        seed: int = 0,
+        options: StoryOptions | None = None,
+        style: np.ndarray | None = None,
+    ) -> Written:
+        """One passage, with all candidates for its sentences.
+
+        Args:
+            thought: Shifted vector [D].
+            content: Words to work in.
+            previous: Vector of the passage before [D], or None at the beginning.
+            seed: Reproduces the passage.
+            options: Those of the pipeline if None.
+            style: The style's vector [D], to rank by; None ranks without style.
+        """
+        options = (options or self.options).resolved()
+        seen = thought - (self._styles[CAPTION_STYLE].vector if style is None else options.strength * style)
+        writer = self._writer(options)
+        words = tuple(writer.known(content)) if options.content_words else ()
+        *_, written = writer.write(PassageTask(thought, Wish(seen, style, words), previous, seed, options))
+        return written
+
+    def _writer(self, options: StoryOptions) -> Writer:
+        if options.writer not in self.writers:
+            known = ", ".join(self.writers)
+            raise PictaleError(f"There is no writer '{str(options.writer)[:60]}': choose from {known}.")
+        return self.writers[options.writer]
+
+    def _ranking(self, wish: Wish, options: StoryOptions) -> Ranking:
+        vectors = np.stack([style.vector for style in self._styles.values()])
+        mean = self._styles[CAPTION_STYLE].vector
+        return Ranking(self.encoder, vectors, mean, self.writer.vocabulary, wish, options)
+
+    def _write_parts(
+        self,
+        given: Sequence[str],
+        x: np.ndarray,
+        words: Sequence[str],
+        style: np.ndarray,
+        seed: int,
+        options: StoryOptions,
+        before: str = "",
+    ) -> Iterator[Written]:
+        """`options.passages` passages as one growing text, each knowing the one before and what is told already.
+
+        Args:
+            given: Captions and sentences of the user's, which it must agree with.
+            x: Their vector [D].
+            words: Content words to take up, most wanted first.
+            style: b [D].
+            before: The story so far.
+        """
+        mean = self._styles[CAPTION_STYLE].vector
+        thought = shift_style(x, mean, style, options.strength, options.caption_removal, options.focus)
+        writer = self._writer(options)
+        words, done = list(writer.known(words)), Written("")
+        for part in range(options.passages):
+            told = f"{before} {done.text}".strip()
+            follows = bool(told) and options.recipe == "pictale"
+            wish = Wish(x - mean, style, tuple(words), tuple(given), told)
+            previous = self._last_thought(told) if follows else None
+            task = PassageTask(thought, wish, previous, (seed + part) % (MAX_SEED + 1), options)
+            for written in writer.write(task):
+                text = f"{done.text}{writer.separator}{written.text}".strip()
+                yield Written(text, done.choices + written.choices)
+            done = Written(text, done.choices + written.choices)
+            # what has been told once is background; what has not yet been is asked for first
+            used = taken_up(words, content_words([written.text]))
+            words = [w for w in words if w not in used] + used[:BACKGROUND_WORDS]
+
+    def _last_thought(self, text: str) -> np.ndarray:
+        """Vector of the end of a text [D]."""
+        return encode_passages(self.encoder, [split_sentences(text)[-PREVIOUS_SENTENCES:]])[0]
+
+    # -- the whole path ----------------------------------------------------------------------------------------------
+    def __call__(
+        self,
+        images: Any,
+        style: str | Style | Mapping[str, float] | None = None,
+        seed: int | None = None,
+        **options: Any,
+    ) -> StoryResult | list[StoryResult]:
+        """Captions and a story for a photo, or for each photo of a list (captioned in one batch).
+
+        Args:
+            images: Path, PIL image, bytes, array (see `load_image`), or a list of these.
+            style: Name, blend `"romance:0.7,horror:0.3"`, mapping, or `Style`; None: the pipeline's first.
+            seed: Reproduces the story; None draws one, which the result tells.
+            options: Fields of `StoryOptions`.
+        """
+        chosen = self._options(options)
+        self._style(style)  # an unknown one is refused before any work
+        captions = self.caption(images, chosen.num_captions, chosen.caption_beams)
+        seed = check_seed(seed)
+        results = [self.tell(c, style=style, seed=seed, **options) for c in captions]
+        return results if isinstance(images, (list, tuple)) else results[0]
+
+    def tell(
+        self,
+        captions: Sequence[Caption | str],
+        style: str | Style | Mapping[str, float] | None = None,
+        seed: int | None = None,
+        **options: Any,
+    ) -> StoryResult:
+        """A story from captions already there, the pipeline's or a person's own sentences."""
+        chosen, seed, captions = self._options(options), check_seed(seed), as_captions(captions)
+        label, _ = self._style(style)
+        *_, written = self._tell(captions, style, seed, chosen)
+        return StoryResult(
+            captions=captions,
+            style=label,
+            story=lyric_lines(written.text) if chosen.lyrics else written.text,
+            seed=seed,
+            choices=written.choices,
+            content_words=tuple(self._writer(chosen).known(self._words_to_show(captions, chosen))),
+        )
+
+    def stream(
+        self,
+        captions: Sequence[Caption | str],
+        style: str | Style | Mapping[str, float] | None = None,
+        seed: int | None = None,
+        **options: Any,
+    ) -> Iterator[str]:
+        """The growing text of the story that `tell` gives, word by word; the last item is the whole story."""
+        chosen, seed, captions = self._options(options), check_seed(seed), as_captions(captions)
+        for text in growing_words(written.text for written in self._tell(captions, style, seed, chosen)):
+            yield lyric_lines(text) if chosen.lyrics else text
+
+    def _tell(
+        self, captions: Sequence[Caption], style: str | Style | Mapping[str, float] | None, seed: int, o: StoryOptions
+    ) -> Iterator[Written]:
+        texts = [caption.text for caption in captions]
+        words = self._words_to_show(captions, o)
+        yield from self._write_parts(texts, self.think(texts), words, self._style(style)[1], seed, o)
+
+    def _style(self, style: str | Style | Mapping[str, float] | None) -> tuple[str, np.ndarray]:
+        """Label and vector of what a caller asked for."""
+        if isinstance(style, Style):
+            style.check_encoder(self._fingerprint)
+        return parse_style(next(iter(self.styles)) if style is None else style, self.styles)
+
+    def _words_to_show(self, captions: Sequence[Caption], options: StoryOptions) -> list[str]:
+        return content_words([caption.text for caption in captions], options.content_words)
+
+    def _options(self, changes: Mapping[str, Any]) -> StoryOptions:
+        known = {f.name for f in dataclasses.fields(StoryOptions)}
+        for name in changes:
+            if name not in known:
+                raise PictaleError(f"There is no option '{name}': choose from {', '.join(sorted(known))}.")
+        chosen = dataclasses.replace(self.options, **changes).resolved()
+        self._writer(chosen).prepare()  # one that cannot be used is refused before any work
+        return chosen
+
+
+def _as_list(images: Any) -> list[Any]:
+    return list(images) if isinstance(images, (list, tuple)) else [images]

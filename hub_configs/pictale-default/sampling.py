@@ -1,0 +1,276 @@
+"""Sampling of passages with a generator of its own, whole or sentence by sentence.
+
+`GenerationMixin.generate` draws from torch's global random state and sorts the whole vocabulary at every word. For a
+page that tells stories to several visitors at once, a seed must mean the same story whatever else is drawn, and
+sorting 20,000 words takes longer than the model. This loop draws from a `torch.Generator` and looks at the `top_k` most
+probable words only; everything else is as in `generate`. It can also stop at the end of a sentence and go on from the
+one that was liked best, which `generate` cannot.
+
+Shapes: N passages, T ids from `<s>` on, V vocabulary, K words considered, L layers, H state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from .modeling_story_decoder import GRUState, PictaleStoryDecoderForConditionalGeneration, StoryConditionOutput
+
+STRAGGLERS = 0.25  # share of the sentences of a batch that is not waited for
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How words are drawn.
+
+    Args:
+        temperature: Divides the log-probabilities; towards 0 the most probable word is always taken.
+        top_k: Words considered at each step.
+        top_p: Of these, the fewest whose probabilities reach this share (Holtzman et al., arXiv:1904.09751).
+        min_p: Of these, those at least so probable in proportion to the most probable one (arXiv:2407.01082); 0: all.
+        presence_penalty: Taken from a word's log-probability for each time it stands in the passage already.
+        no_repeat_ngram_size: No sequence of so many words is written twice in a passage; 0 allows it.
+        min_new_tokens, max_new_tokens: Length without `<s>`, `</s>` counted.
+        max_sentence_tokens: Where passages are written sentence by sentence, the longest sentence.
+    """
+
+    temperature: float = 0.8
+    top_k: int = 128
+    top_p: float = 0.92
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    no_repeat_ngram_size: int = 0
+    min_new_tokens: int = 0
+    max_new_tokens: int = 70
+    max_sentence_tokens: int = 40
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A passage in the making.
+
+    Args:
+        ids: From `<s>` on [T].
+        state: Of the decoder before it reads the last id [L, 1, H]; None where it has read nothing.
+        context: How many ids after `<s>` belong to the text before: read, not written.
+    """
+
+    ids: torch.Tensor
+    state: torch.Tensor | None = None
+    context: int = 0
+
+    @property
+    def written(self) -> list[int]:
+        """Ids of the passage itself, without `<s>`."""
+        return self.ids[1 + self.context :].tolist()
+
+
+@dataclass(frozen=True)
+class Continuations:
+    """N ways to go on from one draft.
+
+    Args:
+        sequences: From `<s>` on [N, T], `<pad>` after the end of a row.
+        states: Of the decoder before it reads the last id of each row [L, N, H].
+        log_probs: Mean log-probability of the new ids under the model, whatever they were drawn from [N].
+        finished: Whether a row came to its end within the length [N].
+        start: What they go on from.
+    """
+
+    sequences: torch.Tensor
+    states: torch.Tensor
+    log_probs: torch.Tensor
+    finished: torch.Tensor
+    start: Draft
+
+    def draft(self, row: int, pad_id: int) -> Draft:
+        """A row as something to go on from."""
+        ids = self.sequences[row]
+        return Draft(ids[ids != pad_id], self.states[:, row : row + 1], self.start.context)
+
+    def new_ids(self, row: int) -> list[int]:
+        """What a row adds to the draft."""
+        return self.sequences[row, len(self.start.ids) :].tolist()
+
+
+@dataclass(frozen=True)
+class SentenceMarks:
+    """Ids of the marks that end sentences and of the quotation marks, by which sentences are told apart."""
+
+    stops: tuple[int, ...]
+    opening: int
+    closing: int
+
+    def ends(self, ids: Sequence[int]) -> list[int]:
+        """Places in `ids` after which a sentence is over: a stop, or the closing mark after one, outside quotations."""
+        places, is_open, before = [], False, -1
+        for place, token in enumerate(ids):
+            if token == self.opening:
+                is_open = True
+            elif token == self.closing:
+                is_open = False
+            if not is_open and (token in self.stops or (token == self.closing and before in self.stops)):
+                places.append(place + 1)
+            before = token
+        return places
+
+
+@torch.no_grad()
+def begin(
+    decoder: PictaleStoryDecoderForConditionalGeneration,
+    conditions: StoryConditionOutput,
+    context: Sequence[int] = (),
+) -> Draft:
+    """An empty passage; `context` are ids of the text before, which the decoder reads as if it had written them."""
+    device = conditions[0].device
+    ids = torch.tensor([decoder.config.decoder_start_token_id, *context], device=device)
+    if not context:
+        return Draft(ids)
+    output = decoder(decoder_input_ids=ids[None, :-1], encoder_outputs=conditions, use_cache=True)
+    return Draft(ids, output.past_key_values.h, len(context))
+
+
+def sample_passages(
+    decoder: PictaleStoryDecoderForConditionalGeneration,
+    conditions: StoryConditionOutput,
+    count: int,
+    generator: torch.Generator,
+    options: SamplingOptions,
+    penalized: torch.Tensor | None = None,
+    start: Draft | None = None,
+) -> Continuations:
+    """Write `count` passages to their end under the same conditions (those of a batch of one).
+
+    Args:
+        decoder, conditions: The model, and what its `conditions` made of one thought and its content words.
+        count: N.
+        generator: On the decoder's device.
+        options: How words are drawn.
+        penalized: 1 for words that `presence_penalty` holds for [V], 0 for words a text must repeat; None: all.
+        start: What to go on from; None: an empty passage.
+
+    Returns:
+        The passages; one that was cut off by the length is not `finished` and has no `</s>`.
+    """
+    start = start or begin(decoder, conditions)
+    found = _sample(decoder, conditions, count, generator, options, penalized, start, None)
+    assert found is not None  # only a sentence may be declined
+    return found
+
+
+def sample_sentences(
+    decoder: PictaleStoryDecoderForConditionalGeneration,
+    conditions: StoryConditionOutput,
+    count: int,
+    generator: torch.Generator,
+    options: SamplingOptions,
+    marks: SentenceMarks,
+    penalized: torch.Tensor | None = None,
+    start: Draft | None = None,
+) -> Continuations | None:
+    """Write `count` next sentences for the passage `start`, or None: the decoder ends the passage here.
+
+    A sentence is `finished` if it ended within `max_sentence_tokens` and what `max_new_tokens` leaves of the passage,
+    and before all but `STRAGGLERS` of the others had: a few endless sentences would take as long as all the rest.
+    The other arguments are those of `sample_passages`.
+    """
+    start = start or begin(decoder, conditions)
+    return _sample(decoder, conditions, count, generator, options, penalized, start, marks)
+
+
+@torch.no_grad()
+def _sample(
+    decoder: PictaleStoryDecoderForConditionalGeneration,
+    conditions: StoryConditionOutput,
+    count: int,
+    generator: torch.Generator,
+    options: SamplingOptions,
+    penalized: torch.Tensor | None,
+    start: Draft,
+    marks: SentenceMarks | None,
+) -> Continuations | None:
+    config = decoder.config
+    device = conditions[0].device
+    conditions = StoryConditionOutput(*(part.expand(count, *part.shape[1:]) for part in conditions.to_tuple()))
+    sequences = start.ids.expand(count, -1)  # [N, T]
+    states = None if start.state is None else start.state.expand(-1, count, -1).contiguous()  # [L, N, H]
+    finished = torch.zeros(count, dtype=torch.bool, device=device)
+    total, length = torch.zeros(count, device=device), torch.zeros(count, device=device)
+    already = start.written
+    written = torch.zeros(count, config.vocab_size, device=device)  # times each word was written
+    written.index_add_(1, start.ids[1 + start.context :], written.new_ones(count, len(already)))
+    weight = options.presence_penalty if penalized is None else options.presence_penalty * penalized
+    limit = options.max_new_tokens - len(already)
+    limit = limit if marks is None else min(limit, options.max_sentence_tokens)
+    for step in range(limit):
+        output = decoder(
+            decoder_input_ids=sequences[:, -1:],
+            encoder_outputs=conditions,
+            past_key_values=None if states is None else GRUState(states),
+            use_cache=True,
+        )
+        read = output.past_key_values.h
+        states = read if states is None else torch.where(finished.view(1, -1, 1), states, read)
+        raw = output.logits[:, -1]  # [N, V]
+        log_probs = raw - weight * written
+        early = len(already) + step < options.min_new_tokens
+        may_decline = marks is not None and step == 0 and already and not early
+        if may_decline and draw(log_probs[:1], generator, options) == config.eos_token_id:
+            return None  # all rows stand at the same place, so the first speaks for all
+        bar_words(log_probs, sequences, decoder, options, no_end=early or marks is not None)
+        chosen = draw(log_probs, generator, options).masked_fill(finished, config.pad_token_id)  # [N]
+        total += raw.gather(1, chosen.unsqueeze(1)).squeeze(1).masked_fill(finished, 0.0)
+        length += ~finished
+        written.scatter_add_(1, chosen.unsqueeze(1), written.new_ones(count, 1))
+        sequences = torch.cat([sequences, chosen.unsqueeze(1)], 1)
+        if marks is None:
+            finished = finished | (chosen == config.eos_token_id)
+        else:
+            finished = finished | _sentence_over(sequences, start, marks)
+        waiting = 0 if marks is None else int(STRAGGLERS * count)
+        if int((~finished).sum()) <= waiting:
+            break
+    return Continuations(sequences, states, total / length.clamp_min(1), finished, start)
+
+
+def _sentence_over(sequences: torch.Tensor, start: Draft, marks: SentenceMarks) -> torch.Tensor:
+    """Whether each row's last id ends a sentence [N]; quotations are counted from the beginning of the passage."""
+    rows = sequences[:, 1 + start.context :].tolist()
+    return torch.tensor([len(row) in marks.ends(row)[-1:] for row in rows], device=sequences.device)
+
+
+def draw(log_probs: torch.Tensor, generator: torch.Generator, options: SamplingOptions) -> torch.Tensor:
+    """One word for each row of log-probabilities [N, V] -> ids [N]."""
+    values, ids = log_probs.topk(min(options.top_k, log_probs.size(-1)))  # [N, K], falling
+    probabilities = (values / options.temperature).softmax(-1)
+    before = probabilities.cumsum(-1) - probabilities  # mass of the more probable words
+    unlikely = (before >= options.top_p) | (probabilities < options.min_p * probabilities[:, :1])
+    probabilities = probabilities.masked_fill(unlikely, 0.0)  # the first always stays
+    return ids.gather(1, probabilities.multinomial(1, generator=generator)).squeeze(1)
+
+
+def bar_words(
+    log_probs: torch.Tensor,
+    sequences: torch.Tensor,
+    decoder: PictaleStoryDecoderForConditionalGeneration,
+    options: SamplingOptions,
+    no_end: bool,
+) -> None:
+    """Set to -inf, in place, what must not be written: `<unk>` and its like, repeats, and with `no_end` the end."""
+    log_probs[:, [decoder.config.pad_token_id, *(decoder.generation_config.suppress_tokens or [])]] = -torch.inf
+    if no_end:
+        log_probs[:, decoder.config.eos_token_id] = -torch.inf
+    bar_repeats(log_probs, sequences, options.no_repeat_ngram_size)
+
+
+def bar_repeats(log_probs: torch.Tensor, sequences: torch.Tensor, size: int) -> None:
+    """Set to -inf, in place, each word that would complete an n-gram of `size` already in its row."""
+    if size < 1 or sequences.size(1) < size:
+        return
+    for row, ids in enumerate(sequences.tolist()):
+        last = ids[len(ids) - size + 1 :]
+        for start in range(len(ids) - size + 1):
+            if ids[start : start + size - 1] == last:
+                log_probs[row, ids[start + size - 1]] = -torch.inf

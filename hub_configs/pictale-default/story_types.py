@@ -1,0 +1,268 @@
+"""Options and results of a story. Frozen: a result is a record of what happened, not a place to keep state."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .errors import PictaleError
+
+MAX_SEED = 2**31 - 1
+RECIPES = ("pictale", "neural-storyteller")
+CHOICES = ("sentence", "passage")
+
+# Smallest and largest value of each number. The upper ends only stop mistakes from costing hours.
+_LIMITS: dict[str, tuple[float, float]] = {
+    "num_captions": (1, 200),
+    "caption_beams": (1, 200),
+    "strength": (-10, 10),
+    "caption_removal": (0, 2),
+    "focus": (0, 10),
+    "candidates": (1, 256),
+    "passages": (1, 100),
+    "content_words": (0, 50),
+    "context_tokens": (0, 200),
+    "beam_width": (0, 200),
+    "temperature": (1e-6, 10),
+    "top_k": (1, 10**6),
+    "top_p": (1e-6, 1),
+    "min_p": (0, 1),
+    "presence_penalty": (0, 100),
+    "no_repeat_ngram_size": (0, 50),
+    "min_new_tokens": (0, 1000),
+    "max_new_tokens": (1, 1000),
+    "max_sentence_tokens": (5, 1000),
+}
+_WEIGHT_LIMITS = (-100, 100)
+
+
+@dataclass(frozen=True)
+class StoryOptions:
+    """How a story is written. Every default can be replaced in a call: `pipe(photo, strength=1.5)`.
+
+    Args:
+        writer: Who writes: `decoder`, the story decoder; `bookshelf`, which quotes passages of novels with title and
+            author; or another that `StoryPipeline.writers` has.
+        recipe: `pictale`, or `neural-storyteller` for that of 2015: the most probable passage for the shifted vector
+            alone, by beam search; no content words, nothing of the passage before, no penalties, no reranking.
+        num_captions: Captions per photo, the best beams of the captioner, whose vectors are averaged.
+        caption_beams: Beam width of the captioner (at least `num_captions`).
+        strength: s in f (x - r c) + s b; 0 tells in no style, above 1 exaggerates.
+        caption_removal: r: how much of the captions' own style is taken away; 1 all, 0 nothing.
+        focus: f: how much the vector speaks of the picture; 0 of nothing but the style. 1 with the recipe
+            `neural-storyteller`.
+        candidates: Sentences (or passages) written at once, of which the best is kept.
+        choose: `sentence` keeps the best of the candidates for each sentence in turn, `passage` the best whole passage.
+        passages: Parts of a story; each later part knows the vector of the part before.
+        content_words: Most words of the captions that the decoder is shown; 0 writes from the vector alone.
+        context_tokens: Most words and marks of the story so far that the decoder reads again before it goes on, whole
+            sentences; 0: it knows the part before by its vector only.
+        beam_width: 0 samples; 1 is greedy search, more is beam search (whole passages, `candidates` then has no
+            meaning). 0 is 50 with the recipe `neural-storyteller`.
+        temperature, top_k, top_p, min_p: Sampling of words, see `SamplingOptions`.
+        presence_penalty, no_repeat_ngram_size: Against saying the same again; the penalty spares function words.
+        min_new_tokens, max_new_tokens: Length of a passage in words and marks.
+        max_sentence_tokens: Length of a sentence, where sentences are chosen.
+        lyrics: Break the story at commas and sentence ends, a line each.
+        weight_grounding, weight_words, weight_style, weight_fluency, weight_repetition, weight_ending, weight_length,
+        weight_thread: How much each of the scores of `Candidate` counts when the best is chosen.
+
+    Raises:
+        PictaleError: a value of the wrong kind or out of range, in one sentence.
+    """
+
+    writer: str = "decoder"
+    recipe: str = "pictale"
+
+    num_captions: int = 3
+    caption_beams: int = 3
+
+    strength: float = 1.0
+    caption_removal: float = 1.0
+    focus: float = 0.4
+
+    candidates: int = 12
+    choose: str = "sentence"
+    passages: int = 2
+    content_words: int = 6
+    context_tokens: int = 40
+
+    beam_width: int = 0
+    temperature: float = 0.75
+    top_k: int = 128
+    top_p: float = 0.92
+    min_p: float = 0.0
+    presence_penalty: float = 1.0
+    no_repeat_ngram_size: int = 4
+    min_new_tokens: int = 25
+    max_new_tokens: int = 70
+    max_sentence_tokens: int = 40
+    lyrics: bool = False
+
+    weight_grounding: float = 0.5
+    weight_words: float = 0.5
+    weight_style: float = 1.0
+    weight_fluency: float = 1.0
+    weight_repetition: float = 6.0
+    weight_ending: float = 3.0
+    weight_length: float = 3.0
+    weight_thread: float = 4.0
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("recipe", RECIPES), ("choose", CHOICES), ("lyrics", (True, False))):
+            if getattr(self, name) not in allowed:
+                raise PictaleError(f"{name} must be {' or '.join(map(str, allowed))}, not {getattr(self, name)!r}.")
+        for option in dataclasses.fields(self):
+            if option.type in ("int", "float"):
+                _check_number(option.name, getattr(self, option.name), whole=option.type == "int")
+        if self.caption_beams < self.num_captions:
+            object.__setattr__(self, "caption_beams", self.num_captions)
+        object.__setattr__(self, "min_new_tokens", min(self.min_new_tokens, self.max_new_tokens))
+
+    def resolved(self) -> StoryOptions:
+        """The same with what the recipe fixes written out."""
+        if self.recipe == "pictale":
+            return self
+        return dataclasses.replace(
+            self,
+            beam_width=self.beam_width or 50,
+            focus=1.0,
+            content_words=0,
+            context_tokens=0,
+            passages=1,
+            no_repeat_ngram_size=0,
+            presence_penalty=0.0,
+        )
+
+
+def _check_number(name: str, value: Any, whole: bool) -> None:
+    low, high = _WEIGHT_LIMITS if name.startswith("weight_") else _LIMITS[name]
+    number = isinstance(value, (int, np.integer) if whole else (int, float, np.number)) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or not low <= value <= high:
+        kind = "a whole number" if whole else "a number"
+        raise PictaleError(f"{name} must be {kind} from {low:g} to {high:g}, not {value!r}.")
+
+
+@dataclass(frozen=True)
+class Caption:
+    """What the captioner says of a photo.
+
+    Args:
+        text: The caption as a person would write it.
+        score: Mean log-probability per word; higher is surer.
+        words: Its words and marks as generated.
+        attention: Where the captioner looked for each word, float32 [words, rows, columns]; each map sums to 1.
+    """
+
+    text: str
+    score: float
+    words: tuple[str, ...] = ()
+    attention: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0), np.float32), repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Source:
+    """The book that a passage was taken from; printed as a reader would name it."""
+
+    title: str
+    author: str = ""
+    year: int | None = None
+
+    def __str__(self) -> str:
+        by = f"{self.title}, {self.author}" if self.author else self.title
+        return by if self.year is None else f"{by} ({self.year})"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A sentence or passage that was considered.
+
+    Args:
+        text: Cleaned text.
+        score: What it was ranked by: the weighted sum of its scores, comparable among candidates of one choice only.
+        scores: Its parts, see `modeling.reranking`: `grounding`, `words`, `style`, `fluency`, `repetition`, `ending`,
+            `length`, `thread`; a writer may have others.
+        source: Where it stands, if it is a quotation.
+    """
+
+    text: str
+    score: float
+    scores: dict[str, float]
+    source: Source | None = None
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a writer has written so far.
+
+    Args:
+        text: Readable text that will not change any more, but may go on.
+        choices: For each sentence (or passage) of it all candidates, best first; the first of each is in the text.
+    """
+
+    text: str
+    choices: tuple[tuple[Candidate, ...], ...] = ()
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """The books it quotes, in order, each once."""
+        return sources_of(self.choices)
+
+
+def sources_of(choices: Sequence[Sequence[Candidate]]) -> tuple[Source, ...]:
+    """The books that the first of each choice was taken from, in order, each once."""
+    return tuple(dict.fromkeys(choice[0].source for choice in choices if choice[0].source is not None))
+
+
+@dataclass(frozen=True)
+class StoryResult:
+    """A story and how it came about.
+
+    Args:
+        captions: What was seen, best first.
+        style: Name or blend.
+        story: The text.
+        seed: Reproduces the story with the same photo, style and options.
+        choices: For each sentence (or passage) of the story all candidates, best first: why it reads as it does.
+        content_words: Words of the captions that the writer was shown.
+    """
+
+    captions: tuple[Caption, ...]
+    style: str
+    story: str
+    seed: int
+    choices: tuple[tuple[Candidate, ...], ...] = ()
+    content_words: tuple[str, ...] = ()
+
+    @property
+    def candidates(self) -> tuple[Candidate, ...]:
+        """All candidates of the first choice, best first."""
+        return self.choices[0] if self.choices else ()
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """The books that the story quotes, in order, each once; none if it was invented."""
+        return sources_of(self.choices)
+
+
+def as_captions(captions: Sequence[Caption | str]) -> tuple[Caption, ...]:
+    """Captions, a person's own sentences among them. Raises PictaleError if nothing is said."""
+    given = tuple(c if isinstance(c, Caption) else Caption(c, 0.0) for c in captions)
+    if not any(c.text.strip() for c in given):
+        raise PictaleError("There is no caption to tell a story about: give at least one sentence.")
+    return given
+
+
+def check_seed(seed: int | None) -> int:
+    """The seed, or a new one for None."""
+    if seed is None:
+        return random.SystemRandom().randrange(MAX_SEED)
+    if not 0 <= int(seed) <= MAX_SEED:
+        raise PictaleError(f"The seed must be a whole number from 0 to {MAX_SEED}, not {seed}.")
+    return int(seed)

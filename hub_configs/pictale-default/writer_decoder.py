@@ -1,0 +1,167 @@
+"""The embedded writer: passages by the story decoder, the best of several candidates sentence by sentence.
+
+All candidates for a sentence are one batch. The best is kept, the decoder goes back to the state it had at that
+sentence's end, and the next sentence's candidates start there; the words that have not been told yet are then asked for
+first. Choosing sentences costs little more than choosing whole passages, chooses among far more texts, and lets a
+reader see the first sentence while the second is being written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from .beam_search import beam_passages
+from .modeling_story_decoder import PictaleStoryDecoderForConditionalGeneration, StoryConditionOutput
+from .reranking import Proposal, Ranking, Wish
+from .sampling import Continuations, Draft, SamplingOptions, SentenceMarks, begin, sample_passages, sample_sentences
+from .story_thread import last_words
+from .story_types import Candidate, StoryOptions, Written
+from .text import clean_text, content_words, is_content_word
+from .word_forms import taken_up
+from .writer import PassageTask
+
+STOPS = (".", "!", "?", "…", "...")
+BACKGROUND_WORDS = 2  # how many of the words already told a decoder is still shown
+SHORTEST_SENTENCE = 5  # words and marks that must be left of a passage for another sentence to be worth beginning
+
+
+class DecoderWriter:
+    """Writes with a story decoder.
+
+    Args:
+        decoder, tokenizer: The model.
+        ranking: Makes the `Ranking` of a passage.
+    """
+
+    separator = " "
+
+    def __init__(
+        self,
+        decoder: PictaleStoryDecoderForConditionalGeneration,
+        tokenizer: Any,
+        ranking: Callable[[Wish, StoryOptions], Ranking],
+    ) -> None:
+        self.decoder, self.tokenizer, self.ranking = decoder.eval(), tokenizer, ranking
+        self.vocabulary: dict[str, int] = tokenizer.get_vocab()
+        words = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+        self._content_mask = torch.tensor([float(is_content_word(w)) for w in words], device=decoder.device)
+        self._marks = SentenceMarks(
+            tuple(self.vocabulary[mark] for mark in STOPS if mark in self.vocabulary),
+            self.vocabulary.get("“", -1),
+            self.vocabulary.get("”", -1),
+        )
+
+    def prepare(self) -> None:
+        """Nothing: the models are there."""
+
+    def known(self, words: Sequence[str]) -> dict[str, int]:
+        """Words the decoder knows, with their ids; a name known only with a capital counts too."""
+        found = {}
+        for word in words:
+            forms = (form for form in (word, word.capitalize()) if form in self.vocabulary)
+            if (form := next(forms, None)) is not None:
+                found[word] = self.vocabulary[form]
+        return found
+
+    def write(self, task: PassageTask) -> Iterator[Written]:
+        """The passage as it grows; the last item is the whole of it."""
+        if task.options.choose == "sentence" and not task.options.beam_width:
+            yield from self._by_sentence(task)
+        else:
+            yield self._whole(task)
+
+    # -- sentence by sentence ----------------------------------------------------------------------------------------
+    def _by_sentence(self, task: PassageTask) -> Iterator[Written]:
+        options = task.options
+        ranking = self.ranking(task.wish, options)
+        generator = torch.Generator(self.decoder.device).manual_seed(task.seed)
+        draft = self._begin(task)
+        choices: list[tuple[Candidate, ...]] = []
+        while options.max_new_tokens - len(draft.written) >= (SHORTEST_SENTENCE if choices else 1):
+            found = sample_sentences(
+                self.decoder,
+                self._conditions(task, ranking.text),
+                options.candidates,
+                generator,
+                _sampling(options),
+                self._marks,
+                self._content_mask,
+                draft,
+            )
+            if found is None:
+                break
+            candidates = ranking.score(self._proposals(found, cut=False))
+            best = max(range(len(candidates)), key=lambda i: candidates[i].score)
+            draft = found.draft(best, self.decoder.config.pad_token_id)
+            ranking.keep(best, self._text(draft.written))
+            choices.append(tuple(sorted(candidates, key=lambda c: -c.score)))
+            if settled := self._settled(draft.written):
+                yield Written(settled, tuple(choices))
+        yield Written(self._settled(draft.written) or self._text(draft.written, cut=True), tuple(choices))
+
+    def _settled(self, ids: Sequence[int]) -> str:
+        """The text up to the last end of a sentence: what comes later does not change it."""
+        ends = self._marks.ends(ids)
+        return self._text(ids[: ends[-1]]) if ends else ""
+
+    # -- whole passages ----------------------------------------------------------------------------------------------
+    def _whole(self, task: PassageTask) -> Written:
+        options = task.options
+        draft, conditions = self._begin(task), self._conditions(task, "")
+        if options.beam_width:
+            found = beam_passages(self.decoder, conditions, options.beam_width, _sampling(options), draft)
+        else:
+            generator = torch.Generator(self.decoder.device).manual_seed(task.seed)
+            mask = self._content_mask
+            count = options.candidates
+            found = sample_passages(self.decoder, conditions, count, generator, _sampling(options), mask, draft)
+        candidates = self.ranking(task.wish, options).score(self._proposals(found, cut=True))
+        if options.recipe == "pictale":
+            candidates.sort(key=lambda c: -c.score)
+        return Written(candidates[0].text, (tuple(candidates),))
+
+    # -- to and from the decoder -------------------------------------------------------------------------------------
+    @torch.no_grad()
+    def _conditions(self, task: PassageTask, told: str) -> StoryConditionOutput:
+        """Conditions of a batch of one; of the words that `told` has already, only a few are shown again."""
+        words = task.wish.content[: task.options.content_words]
+        done = taken_up(words, content_words([told]))
+        shown = [word for word in words if word not in done] + done[:BACKGROUND_WORDS]
+        device = self.decoder.device
+        return self.decoder.conditions(
+            torch.from_numpy(task.thought)[None].to(device),
+            None if task.previous is None else torch.from_numpy(task.previous)[None].to(device),
+            torch.tensor([[*self.known(shown).values()] or [0]], device=device),
+        )
+
+    @torch.no_grad()
+    def _begin(self, task: PassageTask) -> Draft:
+        words = last_words(task.wish.before, self.vocabulary, task.options.context_tokens)
+        context = [self.vocabulary.get(word, self.tokenizer.unk_token_id) for word in words]
+        return begin(self.decoder, self._conditions(task, ""), context)
+
+    def _proposals(self, found: Continuations, cut: bool) -> list[Proposal]:
+        pad = self.decoder.config.pad_token_id
+        proposals = []
+        for row, finished in enumerate(found.finished.tolist()):
+            text = self._text([i for i in found.new_ids(row) if i != pad], cut and not finished)
+            proposals.append(Proposal(text, float(found.log_probs[row]), finished))
+        return proposals
+
+    def _text(self, ids: Sequence[int], cut: bool = False) -> str:
+        """Readable text of ids; with `cut` it ends with the last whole sentence, if that is not too early."""
+        text = self.tokenizer.decode(ids, skip_special_tokens=True)
+        if cut:
+            ends = max(text.rfind(mark) for mark in STOPS)
+            if ends > len(text) // 3:
+                closing = 2 if text[ends + 1 : ends + 3] == " ”" else 0
+                text = text[: ends + 1 + closing]
+        return clean_text(text)
+
+
+def _sampling(options: StoryOptions) -> SamplingOptions:
+    return SamplingOptions(**{f.name: getattr(options, f.name) for f in dataclasses.fields(SamplingOptions)})
