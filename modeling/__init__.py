@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what editors and type checkers read; a test holds it against the table below
     from .auto_classes import register_auto_classes, register_pipelines
+    from .caption_bank import CaptionBank
     from .configuration_captioner import PictaleCaptionerConfig
+    from .configuration_joint_embedding import PictaleJointEmbeddingConfig
     from .configuration_originals import (
         PictaleOriginalDecoderConfig,
         PictaleOriginalEmbeddingConfig,
@@ -25,6 +27,7 @@ if TYPE_CHECKING:  # what editors and type checkers read; a test holds it agains
     from .image_processing_captioner import PictaleImageProcessor
     from .images import load_image
     from .modeling_captioner import PictaleCaptionerForConditionalGeneration
+    from .modeling_joint_embedding import PictaleJointEmbedding
     from .modeling_original_decoder import PictaleOriginalDecoder
     from .modeling_original_embedding import PictaleOriginalJointEmbedding
     from .modeling_original_encoder import PictaleOriginalSkipThoughtsEncoder
@@ -32,6 +35,7 @@ if TYPE_CHECKING:  # what editors and type checkers read; a test holds it agains
     from .modeling_story_decoder import PictaleStoryDecoderForConditionalGeneration
     from .modeling_storyteller import PictaleStoryteller
     from .original_storyteller import OriginalStoryteller
+    from .photo_search import FoundPhoto
     from .pipeline_captioning import ImageCaptioningPipeline
     from .pipeline_image_to_story import ImageToStoryPipeline
     from .pipeline_story import StoryPipeline
@@ -42,7 +46,9 @@ if TYPE_CHECKING:  # what editors and type checkers read; a test holds it agains
 
 _NAMES = {
     "auto_classes": "register_auto_classes register_pipelines",
+    "caption_bank": "CaptionBank",
     "configuration_captioner": "PictaleCaptionerConfig",
+    "configuration_joint_embedding": "PictaleJointEmbeddingConfig",
     "configuration_originals": (
         "PictaleOriginalDecoderConfig PictaleOriginalEmbeddingConfig PictaleOriginalSkipThoughtsConfig"
     ),
@@ -53,6 +59,7 @@ _NAMES = {
     "image_processing_captioner": "PictaleImageProcessor",
     "images": "load_image",
     "modeling_captioner": "PictaleCaptionerForConditionalGeneration",
+    "modeling_joint_embedding": "PictaleJointEmbedding",
     "modeling_original_decoder": "PictaleOriginalDecoder",
     "modeling_original_embedding": "PictaleOriginalJointEmbedding",
     "modeling_original_encoder": "PictaleOriginalSkipThoughtsEncoder",
@@ -60,6 +67,7 @@ _NAMES = {
     "modeling_story_decoder": "PictaleStoryDecoderForConditionalGeneration",
     "modeling_storyteller": "PictaleStoryteller",
     "original_storyteller": "OriginalStoryteller",
+    "photo_search": "FoundPhoto",
     "pipeline_captioning": "ImageCaptioningPipeline",
     "pipeline_image_to_story": "ImageToStoryPipeline",
     "pipeline_story": "StoryPipeline",

@@ -7,11 +7,13 @@
     python -m modeling evening.jpg --continue day.json --save day.json
     python -m modeling --continue day.json --sentence "Then the lights went out."
     python -m modeling photo.jpg --writer bookshelf --style mystery
-    python -m modeling photo.jpg --recipe neural-storyteller --num-captions 10 --beam-width 50
+    python -m modeling photo.jpg --recipe neural-storyteller --captions retrieve --beam-width 50
+    python -m modeling --search "two dogs play in the snow" FOLDER
 
 Stories go to standard output, everything else to standard error. With --json each line is one object with `photo`,
 `captions` (each `text`, `score`), `style`, `seed`, `story`, and if it is quoted `sources` (each `title`, `author`,
-`year`); of one story over several photos, `photo` and `captions` are the last one's.
+`year`); of one story over several photos, `photo` and `captions` are the last one's. A search prints the best photos of
+the folders, with --json one object each, `photo` and `similarity`.
 
 Exit code 0: all told; 2: something could not be used, said in one sentence each; the other photos
 are told all the same.
@@ -46,6 +48,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, help="reproduces a story; drawn and shown if not given")
     parser.add_argument("--model", help="pipeline folder or Hub id (the embedded default)")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    searching = parser.add_argument_group("finding photos")
+    searching.add_argument("--search", metavar="SENTENCE", help="the photos of the FOLDERs that a sentence tells of")
+    searching.add_argument("--count", type=int, default=10, help="photos shown (10)")
     going_on = parser.add_argument_group("a story that goes on")
     going_on.add_argument("--one-story", action="store_true", help="one story over all photos")
     going_on.add_argument("--continue", dest="story", metavar="STORY", help="go on with a story that --save wrote")
@@ -54,6 +59,8 @@ def build_parser() -> argparse.ArgumentParser:
     options = parser.add_argument_group("how it is written")
     options.add_argument("--strength", type=float, help="how strongly the style is laid on (1)")
     options.add_argument("--num-captions", type=int, help="captions per photo (3)")
+    options.add_argument("--captions", help="generate, retrieve from the caption bank, or both (generate)")
+    options.add_argument("--nearest-sentences", type=int, help="of the bank: how many (5; 100 in the recipe of 2015)")
     options.add_argument("--passages", type=int, help="parts of a story: its length (2)")
     options.add_argument("--candidates", type=int, help="sentences written for each one that is kept (12)")
     options.add_argument("--lyrics", action="store_true", default=None, help="a line for each comma and sentence")
@@ -68,6 +75,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Tell what the command line asks for; returns the exit code."""
+    if args.search is not None:
+        return search(args)
     goes_on = args.one_story or args.story or args.sentence is not None
     if not (args.photos or goes_on) or (args.one_story and not args.photos):
         raise PictaleError("There is nothing to tell of: name a photo, or a story to --continue.")
@@ -82,7 +91,8 @@ def run(args: argparse.Namespace) -> int:
     if args.bookshelf:
         pipe.open_bookshelf(args.bookshelf)
         args.writer = args.writer or "bookshelf"
-    names = ("writer", "strength", "num_captions", "passages", "candidates", "lyrics", "recipe", "beam_width")
+    names = ("writer", "strength", "num_captions", "captions", "nearest_sentences", "passages", "candidates", "lyrics")
+    names += ("recipe", "beam_width")
     changes = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     args.seed = check_seed(args.seed)
     if goes_on or args.save:
@@ -130,6 +140,26 @@ def tell_one(pipe: StoryPipeline, story: Story, args: argparse.Namespace, change
     if args.save:
         story.save(args.save)
     return 2 if failed else 0
+
+
+def search(args: argparse.Namespace) -> int:
+    """The photos of folders that a sentence tells of."""
+    if not args.photos:
+        raise PictaleError("There is nowhere to search: name the folder of the photos after the sentence.")
+    print("loading the models ...", file=sys.stderr)
+    pipe = StoryPipeline.from_pretrained(args.model)
+
+    def tell(share: float, what: str) -> None:
+        print(f"\r{what}", end="\n" if share == 1 else "", file=sys.stderr, flush=True)
+
+    found = [photo for folder in args.photos for photo in pipe.search(folder, args.search, args.count, progress=tell)]
+    for photo in sorted(found, key=lambda photo: -photo.similarity)[: args.count]:
+        if args.json:
+            record = {"photo": str(photo.path), "similarity": round(photo.similarity, 4)}
+            print(json.dumps(record, ensure_ascii=False))
+        else:
+            print(f"{photo.similarity:6.3f}  {photo.path}")
+    return 0
 
 
 def show(

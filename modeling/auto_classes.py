@@ -14,6 +14,7 @@ from transformers import (
 from .configuration_captioner import PictaleCaptionerConfig
 from .image_processing_captioner import PictaleImageProcessor
 from .modeling_captioner import PictaleCaptionerForConditionalGeneration
+from .modeling_joint_embedding import PictaleJointEmbedding
 from .modeling_original_decoder import PictaleOriginalDecoder
 from .modeling_original_embedding import PictaleOriginalJointEmbedding
 from .modeling_original_encoder import PictaleOriginalSkipThoughtsEncoder
@@ -27,6 +28,7 @@ MODELS = {
     PictaleSkipThoughtsEncoder: AutoModel,
     PictaleStoryDecoderForConditionalGeneration: AutoModelForSeq2SeqLM,
     PictaleStoryteller: AutoModel,
+    PictaleJointEmbedding: AutoModel,
     PictaleOriginalSkipThoughtsEncoder: AutoModel,
     PictaleOriginalDecoder: AutoModel,
     PictaleOriginalJointEmbedding: AutoModel,

@@ -19,12 +19,14 @@ def test_code_in_the_folders_is_the_code_of_the_package():
 
 @pytest.mark.parametrize("folder", [f for f in FOLDERS if (f / "recipe.json").exists()], ids=lambda f: f.name)
 def test_recipes_are_read_and_name_no_machine(folder):
+    from training.embedding_recipe import JointEmbeddingRecipe
     from training.recipes import read_recipe
     from training.train_captioner import CaptionerRecipe
     from training.train_skip_thoughts import SkipThoughtsRecipe
     from training.train_story_decoder import StoryRecipe
 
     kinds = {"captioner": CaptionerRecipe, "skip-thoughts": SkipThoughtsRecipe, "story-decoder": StoryRecipe}
+    kinds["joint-embedding"] = JointEmbeddingRecipe
     kind = next(cls for part, cls in kinds.items() if part in folder.name)
     for path in folder.glob("recipe*.json"):
         read_recipe(path, kind)

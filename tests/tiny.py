@@ -9,6 +9,8 @@ from modeling import (
     PictaleCaptionerConfig,
     PictaleCaptionerForConditionalGeneration,
     PictaleImageProcessor,
+    PictaleJointEmbedding,
+    PictaleJointEmbeddingConfig,
     PictaleSkipThoughtsConfig,
     PictaleSkipThoughtsEncoder,
     PictaleStoryDecoderConfig,
@@ -17,6 +19,7 @@ from modeling import (
     StoryPipeline,
     Style,
 )
+from modeling.fingerprints import backbone_fingerprint
 from modeling.styles import encoder_fingerprint
 from modeling.tokenization import build_word_tokenizer
 
@@ -79,6 +82,23 @@ def tiny_captioner(seed: int = 0, vocab_size: int | None = None) -> PictaleCapti
         for parameter in model.decoder.parameters():
             parameter.mul_(4)
     model.generation_config.max_new_tokens = 8
+    return model
+
+
+def tiny_embedding(captioner: PictaleCaptionerForConditionalGeneration, seed: int = 0) -> PictaleJointEmbedding:
+    """A joint embedding on this captioner's backbone."""
+    torch.manual_seed(seed)
+    config = PictaleJointEmbeddingConfig(
+        feature_size=captioner.encoder.backbone.channels,
+        backbone_fingerprint=backbone_fingerprint(captioner.encoder.backbone),
+        vocab_size=len(tiny_tokenizer()),
+        word_size=8,
+        hidden_size=12,
+        embedding_size=6,
+    )
+    model = PictaleJointEmbedding(config).eval()
+    torch.nn.init.normal_(model.pooling.scores.weight, std=2.0)  # as if it had learned where to look
+    model.tokenizer = tiny_tokenizer()
     return model
 
 

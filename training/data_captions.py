@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
+from modeling.caption_text import normalise_caption
 from modeling.errors import DataError, RecipeError
 from modeling.modeling_captioner import IGNORE_INDEX
 from modeling.tokenization import UNK_ID, build_bpe_tokenizer, build_word_tokenizer, count_words
@@ -33,18 +34,6 @@ __all__ = [
 ]
 
 _SIDES = re.compile(r"\b(?:left|right)\b")
-
-
-def normalise_caption(text: str) -> str:
-    """Words, apostrophes and hyphens in lower case; other punctuation carries nothing in a caption and is dropped.
-
-    Example:
-        >>> normalise_caption('A man , in a T-shirt , rides the "big" wave .')
-        'a man in a t-shirt rides the big wave'
-    """
-    text = text.lower().replace("\u2019", "'").replace("\u2018", "'").replace("&", " and ")
-    text = re.sub(r"[^\w'\- ]|_|(?<!\w)['-]+|['-]+(?!\w)", " ", text)
-    return " ".join(text.split())
 
 
 def build_tokenizer(
