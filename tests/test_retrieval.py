@@ -1,5 +1,6 @@
 """The pipeline sees by memory: nearest sentences, captions from the bank, photos found by a sentence."""
 
+import io
 import json
 import os
 
@@ -27,7 +28,7 @@ def pipe():
 
 @pytest.fixture
 def photos():
-    return [Image.open(__import__("io").BytesIO(draw(c, s))) for c, s in (("red", "circle"), ("blue", "square"))]
+    return [Image.open(io.BytesIO(draw(c, s))) for c, s in (("red", "circle"), ("blue", "square"))]
 
 
 @pytest.fixture
@@ -165,6 +166,13 @@ def test_a_pipeline_folder_brings_its_embedding_and_bank(pipe, photos, tmp_path)
     loaded = StoryPipeline.from_pretrained(save_with_embedding(tmp_path, pipe.captioner))
     assert loaded.can_retrieve and set(loaded.bank.sentences) == set(SENTENCES)
     here, there = pipe.nearest_sentences(photos, 3), loaded.nearest_sentences(photos, 3)
+    assert [[n.text for n in near] for near in here] == [[n.text for n in near] for near in there]
+
+
+def test_a_saved_pipeline_remembers(pipe, photos, tmp_path):
+    again = StoryPipeline.from_pretrained(pipe.save_pretrained(tmp_path / "whole"))
+    assert again.bank.sentences == pipe.bank.sentences
+    here, there = pipe.nearest_sentences(photos, 3), again.nearest_sentences(photos, 3)
     assert [[n.text for n in near] for near in here] == [[n.text for n in near] for near in there]
 
 

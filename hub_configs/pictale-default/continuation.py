@@ -36,7 +36,7 @@ class StoryContinuation:
         photos: Any,
         style: StyleLike = None,
         seed: int | None = None,
-        captions: Sequence[Caption | str] | None = None,
+        captions: Sequence[Caption | str] | str | None = None,
         thumbnails: bool = True,
         **options: Any,
     ) -> Story:
@@ -45,7 +45,8 @@ class StoryContinuation:
         Args:
             photos: Whatever `load_image` takes, or a list of that.
             style, seed, options: As for a call of the pipeline. Photo number i has the seed `seed + i`.
-            captions: Of the one photo, if they are known already or a person knows better.
+            captions: Of the one photo, if they are known already or a person knows better; or, of all photos, where
+                they come from: `generate`, `retrieve` or `both`.
             thumbnails: Keep a small picture of each photo in the story.
         """
         *_, story = self.stream_story(photos, style, seed, captions, thumbnails, **options)
@@ -56,7 +57,7 @@ class StoryContinuation:
         photos: Any,
         style: StyleLike = None,
         seed: int | None = None,
-        captions: Sequence[Caption | str] | None = None,
+        captions: Sequence[Caption | str] | str | None = None,
         thumbnails: bool = True,
         **options: Any,
     ) -> Iterator[Story]:
@@ -70,7 +71,7 @@ class StoryContinuation:
             step_seed = (seed + i) % (MAX_SEED + 1)
             for grown in self.stream_continuation(story, photo, None, style, step_seed, **kept, **options):
                 yield grown
-            story, kept["captions"] = grown, None
+            story, kept["captions"] = grown, captions if isinstance(captions, str) else None
 
     def continue_story(
         self,
@@ -79,7 +80,7 @@ class StoryContinuation:
         sentence: str | None = None,
         style: StyleLike = None,
         seed: int | None = None,
-        captions: Sequence[Caption | str] | None = None,
+        captions: Sequence[Caption | str] | str | None = None,
         thumbnails: bool = True,
         **options: Any,
     ) -> Story:
@@ -91,7 +92,7 @@ class StoryContinuation:
             sentence: The user's own next sentence or sentences: kept exactly as written, and carried on.
             style: None keeps that of the last passage that was written; strength, lines and writer are kept too.
             seed: Reproduces the step; None draws one, which the passage tells.
-            captions: Of the new photo, if they are known already.
+            captions: Of the new photo, if they are known already; or where they come from, as for `start_story`.
             thumbnails: Keep a small picture of the photo in the story.
             options: Fields of `StoryOptions`.
 
@@ -109,11 +110,12 @@ class StoryContinuation:
         sentence: str | None = None,
         style: StyleLike = None,
         seed: int | None = None,
-        captions: Sequence[Caption | str] | None = None,
+        captions: Sequence[Caption | str] | str | None = None,
         thumbnails: bool = True,
         **options: Any,
     ) -> Iterator[Story]:
         """`continue_story` word by word: each item is a story that could be kept as it is, the last is the whole."""
+        captions, options = _given_captions(captions, options)
         last = next((p for p in reversed(story.passages) if p.origin != "user"), None)
         if last is not None:
             style = style or last.style
@@ -164,7 +166,7 @@ class StoryContinuation:
     ) -> StoryPhoto:
         image = load_image(photo)
         if captions is None:
-            captions = self.caption([image], options.num_captions, options.caption_beams)[0]
+            captions = self.see([image], options)[0]
         name = PurePath(fspath(photo)).name if isinstance(photo, (str, PathLike)) else ""
         return StoryPhoto.of(image, as_captions(captions), name, thumbnail)
 
@@ -197,6 +199,13 @@ class StoryContinuation:
         carried = carried_words(texts, list(known), limit)
         carried = carried[: max(limit - len(fresh), limit // 3)]
         return x, [*fresh[: limit - len(carried)], *carried]
+
+
+def _given_captions(
+    captions: Sequence[Caption | str] | str | None, options: dict[str, Any]
+) -> tuple[Sequence[Caption | str] | None, dict[str, Any]]:
+    """Captions that are known already, and the options; a single word says where they come from."""
+    return (None, {**options, "captions": captions}) if isinstance(captions, str) else (captions, options)
 
 
 def _topics(sentences: Iterable[str]) -> list[str]:

@@ -46,6 +46,7 @@ MODELS = {
     "encoder": PictaleSkipThoughtsEncoder,
     "decoder": PictaleStoryDecoderForConditionalGeneration,
 }
+EMBEDDING = "embedding"  # may be there or not
 # what transformers reads of a pipeline folder; the modules are in the folder
 TRANSFORMERS_CONFIG = {
     "architectures": ["PictaleStoryteller"],
@@ -112,7 +113,8 @@ class PipelineFiles:
         hub = {"cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
         folder = resolve_pipeline(name_or_path, revision=revision, **hub)
         description = read_pipeline_file(folder)
-        places = {part: component_folder(folder, description["components"][part], part, **hub) for part in MODELS}
+        parts = [*MODELS, *({EMBEDDING} & description["components"].keys())]
+        places = {part: component_folder(folder, description["components"][part], part, **hub) for part in parts}
         devices = _devices(device, device_map)
 
         def tokenizer(part: str) -> Any:
@@ -123,7 +125,7 @@ class PipelineFiles:
             part: load_component(model.from_pretrained, places[part], part, dtype=_dtype(dtype)).to(devices[part])
             for part, model in MODELS.items()
         }
-        return cls(
+        pipe = cls(
             image_processor=load_component(
                 PictaleImageProcessor.from_pretrained, places["captioner"], "image processor", weights=False
             ),
@@ -135,6 +137,9 @@ class PipelineFiles:
             bookshelf=folder / BOOKSHELF_FILE,
             **models,
         )
+        if EMBEDDING in places:
+            pipe.load_embedding(places[EMBEDDING], devices["captioner"], dtype=_dtype(dtype))
+        return pipe
 
     def save_pretrained(self: StoryPipeline, folder: str | Path, repo_id: str | None = None) -> Path:
         """Write everything into one folder that can be moved or uploaded, and is loaded by `from_pretrained`.
@@ -151,11 +156,15 @@ class PipelineFiles:
             "encoder": (self.encoder, self.encoder.tokenizer),
             "decoder": (self.decoder, self.decoder_tokenizer),
         }
+        if self.embedding is not None:
+            savers[EMBEDDING] = (self.embedding, self.embedding.tokenizer)
         for part, things in savers.items():
             for thing in things:
                 thing.save_pretrained(folder / part)
         for name, style in self._styles.items():
             style.save(folder / "styles" / f"{name}.safetensors")
+        if self.can_retrieve:
+            self.bank.save(folder / EMBEDDING)
         with contextlib.suppress(ModelFolderError):  # there is no bookshelf, or none for this encoder
             self.writers["bookshelf"].bookshelf.save(folder / BOOKSHELF_FILE)
         for module in ("modeling_storyteller", "pipeline_image_to_story"):

@@ -1,9 +1,10 @@
 """Photo in, captions and a story out: the one call over all the models.
 
     photo -> captioner -> captions -> skip-thought encoder -> x -> x - c + s*b -> story decoder -> candidates -> story
+         `-> joint embedding -> nearest sentences of a bank, in place of captions or beside them
 
-Every arrow is a method that can be called alone: `caption`, `think`, `shift`, `write`, `tell`, `stream`. Stories that
-go on are `continuation.py`'s.
+Every arrow is a method that can be called alone: `caption`, `nearest_sentences`, `think`, `shift`, `write`, `tell`,
+`stream`. Stories that go on are `continuation.py`'s, sentences that a photo brings to mind are `retrieval.py`'s.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 
 from .bookshelf import Bookshelf
 from .continuation import StoryContinuation
-from .errors import ImageError, PictaleError, StyleError
+from .errors import PictaleError, StyleError
 from .image_processing_captioner import PictaleImageProcessor
 from .images import load_image
 from .modeling_captioner import PictaleCaptionerForConditionalGeneration
@@ -27,6 +28,7 @@ from .modeling_skip_thoughts import PictaleSkipThoughtsEncoder
 from .modeling_story_decoder import PictaleStoryDecoderForConditionalGeneration
 from .pipeline_files import PipelineFiles
 from .reranking import Ranking, Wish
+from .retrieval import PhotoRetrieval
 from .story_types import MAX_SEED, Caption, StoryOptions, StoryResult, Written, as_captions, check_seed
 from .styles import Style, encode_passages, encoder_fingerprint, make_style, parse_style, read_texts, shift_style
 from .text import clean_text, content_words, growing_words, lyric_lines, split_sentences
@@ -40,7 +42,7 @@ CAPTION_STYLE = "caption"
 PREVIOUS_SENTENCES = 4  # how much of the text before makes the vector of the passage before, as in training
 
 
-class StoryPipeline(StoryContinuation, PipelineFiles):
+class StoryPipeline(StoryContinuation, PhotoRetrieval, PipelineFiles):
     """Captions photos and tells stories about them.
 
     Example:
@@ -137,24 +139,28 @@ class StoryPipeline(StoryContinuation, PipelineFiles):
             ImageError: something that cannot be used as a photo, or an empty list.
         """
         photos = [load_image(image) for image in _as_list(images)]
-        if not photos:
-            raise ImageError("No photo was given: pass at least one.")
-        pixels = self.image_processor(photos, return_tensors="pt").pixel_values
-        return self.caption_pixels(pixels, num_captions, num_beams)
+        return self.caption_regions(self._regions(photos), num_captions, num_beams)
 
     @torch.no_grad()
     def caption_pixels(
         self, pixels: torch.Tensor, num_captions: int | None = None, num_beams: int | None = None
     ) -> list[tuple[Caption, ...]]:
         """`caption` of what the image processor made of photos, [B, 3, H, W]."""
+        pixels = pixels.to(self.captioner.device, self.captioner.dtype)
+        return self.caption_regions(self.captioner.encoder.extract(pixels), num_captions, num_beams)
+
+    @torch.no_grad()
+    def caption_regions(
+        self, regions: torch.Tensor, num_captions: int | None = None, num_beams: int | None = None
+    ) -> list[tuple[Caption, ...]]:
+        """`caption` of the backbone's features of photos, [B, P, F]."""
         count = num_captions or self.options.num_captions
         beams = max(num_beams or self.options.caption_beams, count)
-        pixels = pixels.to(self.captioner.device)
-        encoded = self.captioner.encoder(pixels.to(self.captioner.dtype))
+        encoded = self.captioner.encoder(region_features=regions)
         sequences = self.captioner.generate(
             encoder_outputs=encoded, num_beams=beams, num_return_sequences=count, do_sample=False
         )  # [images * count, T]
-        owner = torch.arange(len(pixels), device=sequences.device).repeat_interleave(count)
+        owner = torch.arange(len(regions), device=sequences.device).repeat_interleave(count)
         log_probs, attention = self.captioner.score(sequences, encoder_outputs=encoded, image_index=owner)
         captions = [
             self._caption(ids, log_prob, maps)
@@ -291,8 +297,8 @@ class StoryPipeline(StoryContinuation, PipelineFiles):
         """
         chosen = self._options(options)
         self._style(style)  # an unknown one is refused before any work
-        captions = self.caption(images, chosen.num_captions, chosen.caption_beams)
-        seed = check_seed(seed)
+        captions = self.see(images, chosen)
+        seed, _ = check_seed(seed), options.pop("captions", None)
         results = [self.tell(c, style=style, seed=seed, **options) for c in captions]
         return results if isinstance(images, (list, tuple)) else results[0]
 

@@ -285,7 +285,11 @@ def _step_record(step: Step) -> dict[str, Any]:
     if step.photos:
         record["photos"] = [
             {
-                "captions": [{"text": c.text, "score": c.score, "words": list(c.words)} for c in photo.captions],
+                "captions": [
+                    {"text": c.text, "score": c.score, "words": list(c.words)}
+                    | ({"remembered": True} if c.remembered else {})
+                    for c in photo.captions
+                ],
                 "sha256": photo.sha256,
                 "name": photo.name,
                 "thumbnail": None if photo.thumbnail is None else base64.b64encode(photo.thumbnail).decode(),
@@ -352,6 +356,7 @@ def _read_photo(record: Any, where: str) -> StoryPhoto:
             _value(caption, "text", where, str),
             float(_value(caption, "score", where, int, float)),
             _strings(caption, "words", where),
+            remembered=_value(caption, "remembered", where, bool, type(None)) or False,
         )
         for caption in _items(record, "captions", where)
     )

@@ -15,12 +15,14 @@ from .errors import PictaleError
 
 MAX_SEED = 2**31 - 1
 RECIPES = ("pictale", "neural-storyteller")
+CAPTIONS = ("generate", "retrieve", "both")
 CHOICES = ("sentence", "passage")
 
 # Smallest and largest value of each number. The upper ends only stop mistakes from costing hours.
 _LIMITS: dict[str, tuple[float, float]] = {
     "num_captions": (1, 200),
     "caption_beams": (1, 200),
+    "nearest_sentences": (0, 1000),
     "strength": (-10, 10),
     "caption_removal": (0, 2),
     "focus": (0, 10),
@@ -53,6 +55,10 @@ class StoryOptions:
             alone, by beam search; no content words, nothing of the passage before, no penalties, no reranking.
         num_captions: Captions per photo, the best beams of the captioner, whose vectors are averaged.
         caption_beams: Beam width of the captioner (at least `num_captions`).
+        captions: What is said of a photo: `generate` has the captioner write it, `retrieve` takes the sentences of the
+            caption bank that lie nearest to the photo (as neural-storyteller did), `both` takes both.
+        nearest_sentences: So many of the bank; their vectors are averaged too. 0 is 100 with the recipe
+            `neural-storyteller`, as in the original, and 5 with the other.
         strength: s in f (x - r c) + s b; 0 tells in no style, above 1 exaggerates.
         caption_removal: r: how much of the captions' own style is taken away; 1 all, 0 nothing.
         focus: f: how much the vector speaks of the picture; 0 of nothing but the style. 1 with the recipe
@@ -82,6 +88,8 @@ class StoryOptions:
 
     num_captions: int = 3
     caption_beams: int = 3
+    captions: str = "generate"
+    nearest_sentences: int = 0
 
     strength: float = 1.0
     caption_removal: float = 1.0
@@ -115,7 +123,8 @@ class StoryOptions:
     weight_thread: float = 4.0
 
     def __post_init__(self) -> None:
-        for name, allowed in (("recipe", RECIPES), ("choose", CHOICES), ("lyrics", (True, False))):
+        several = {"recipe": RECIPES, "captions": CAPTIONS, "choose": CHOICES, "lyrics": (True, False)}
+        for name, allowed in several.items():
             if getattr(self, name) not in allowed:
                 raise PictaleError(f"{name} must be {' or '.join(map(str, allowed))}, not {getattr(self, name)!r}.")
         for option in dataclasses.fields(self):
@@ -128,9 +137,10 @@ class StoryOptions:
     def resolved(self) -> StoryOptions:
         """The same with what the recipe fixes written out."""
         if self.recipe == "pictale":
-            return self
+            return self if self.nearest_sentences else dataclasses.replace(self, nearest_sentences=5)
         return dataclasses.replace(
             self,
+            nearest_sentences=self.nearest_sentences or 100,
             beam_width=self.beam_width or 50,
             focus=1.0,
             content_words=0,
@@ -158,12 +168,14 @@ class Caption:
         score: Mean log-probability per word; higher is surer.
         words: Its words and marks as generated.
         attention: Where the captioner looked for each word, float32 [words, rows, columns]; each map sums to 1.
+        remembered: It is a sentence of the caption bank; its score is its cosine to the photo, and it has no maps.
     """
 
     text: str
     score: float
     words: tuple[str, ...] = ()
     attention: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0), np.float32), repr=False, compare=False)
+    remembered: bool = False
 
 
 @dataclass(frozen=True)
