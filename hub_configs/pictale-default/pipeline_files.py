@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from huggingface_hub import CommitInfo, HfApi
+from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 from transformers import PreTrainedTokenizerFast
 from transformers.dynamic_module_utils import get_relative_import_files
 
@@ -198,17 +199,42 @@ class PipelineFiles:
         """
         if not looks_like_hub_id(repo_id):
             raise ModelFolderError(f"'{repo_id}' is not a Hub id of the form 'name/model'.")
-        api = HfApi(token=token)
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, repo_id)
-            api.create_repo(repo_id, private=private, exist_ok=True)
-            return api.upload_folder(
-                repo_id=repo_id,
-                folder_path=folder,
-                revision=revision,
-                create_pr=create_pr,
-                commit_message=commit_message,
-            )
+            hub = {"private": private, "token": token, "revision": revision, "create_pr": create_pr}
+            return commit_folder(Path(folder), repo_id, commit_message, **hub)
+
+
+def commit_folder(
+    folder: Path,
+    repo_id: str,
+    message: str,
+    *,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+) -> CommitInfo:
+    """Upload a folder in one commit, into a repository that is made if there is none.
+
+    Raises:
+        ModelFolderError: the Hub refused it, or did not answer.
+    """
+    api = HfApi(token=token)
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and "__pycache__" not in path.parts]
+    adding = [CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in files]
+    try:
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        # not upload_folder, which may make several commits of a large folder
+        return api.create_commit(
+            repo_id, adding, commit_message=message, revision=revision, create_pr=create_pr or None
+        )
+    except (HfHubHTTPError, LocalTokenNotFoundError, OSError) as error:
+        reason = (str(error).strip().splitlines() or [""])[-1][:200]
+        raise ModelFolderError(
+            f"The Hub did not take '{repo_id}' ({type(error).__name__}: {reason}): check the name, the connection, and "
+            "that your token may write (`hf auth login`)."
+        ) from error
 
 
 def copy_module(name: str, folder: Path) -> None:
