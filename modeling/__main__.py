@@ -48,6 +48,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, help="reproduces a story; drawn and shown if not given")
     parser.add_argument("--model", help="pipeline folder or Hub id (the embedded default)")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument(
+        "--onnx",
+        nargs="?",
+        const="",
+        metavar="DIR",
+        help="caption with exported graphs, of DIR or of the captioner's folder onnx (training.export_onnx)",
+    )
     searching = parser.add_argument_group("finding photos")
     searching.add_argument("--search", metavar="SENTENCE", help="the photos of the FOLDERs that a sentence tells of")
     searching.add_argument("--count", type=int, default=10, help="photos shown (10)")
@@ -85,6 +92,8 @@ def run(args: argparse.Namespace) -> int:
     story = Story.load(args.story) if args.story else Story()  # before the models: a wrong file is told at once
     print("loading the models ...", file=sys.stderr)
     pipe = StoryPipeline.from_pretrained(args.model)
+    if args.onnx is not None:
+        pipe.use_onnx(args.onnx or None)
     for file in args.style_file:
         pipe.add_style(style := Style.load(file))
         args.style = args.style or style.name

@@ -6,6 +6,7 @@ The words are computed by onnxruntime, an optional package; the search over them
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 from dataclasses import dataclass
@@ -21,8 +22,8 @@ from .configuration_captioner import PictaleCaptionerConfig
 from .errors import ModelFolderError
 from .modeling_captioner import CaptionerOutput, PictaleCaptionerForConditionalGeneration
 
-FOLDER, META_FILE = "onnx", "onnx.json"
-ENCODER_FILE, STEP_FILE = "encoder.onnx", "decoder_step.onnx"
+FOLDER, META_FILE, WEIGHTS_FILE = "onnx", "onnx.json", "model.safetensors"
+ENCODER_FILE, START_FILE, STEP_FILE = "encoder.onnx", "decoder_start.onnx", "decoder_step.onnx"
 
 
 @dataclass
@@ -59,11 +60,24 @@ class OnnxGraph(torch.nn.Module):
         return [torch.from_numpy(value) for value in self._session[0].run(None, feed)]
 
 
-class OnnxEncoder(OnnxGraph):
+class OnnxEncoder(torch.nn.Module):
+    """What is computed once a photograph."""
+
     main_input_name = "pixel_values"
 
-    def forward(self, pixel_values: torch.Tensor, **kwargs: Any) -> OnnxEncoderOutput:
-        return OnnxEncoderOutput(*super().forward(pixel_values.float().contiguous()))
+    def __init__(self, folder: Path):
+        super().__init__()
+        self.backbone, self.start = OnnxGraph(folder / ENCODER_FILE), OnnxGraph(folder / START_FILE)
+
+    def extract(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Region features [B, P, F] of pixel_values [B, 3, H, W]."""
+        return self.backbone(pixel_values.float())[0]
+
+    def forward(
+        self, pixel_values: torch.Tensor | None = None, region_features: torch.Tensor | None = None, **kwargs: Any
+    ) -> OnnxEncoderOutput:
+        features = self.extract(pixel_values) if region_features is None else region_features
+        return OnnxEncoderOutput(*self.start(features))
 
 
 class OnnxCaptioner(PreTrainedModel, GenerationMixin):
@@ -80,7 +94,7 @@ class OnnxCaptioner(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: PictaleCaptionerConfig, folder: Path):
         super().__init__(config)
-        self.encoder, self.step = OnnxEncoder(folder / ENCODER_FILE), OnnxGraph(folder / STEP_FILE)
+        self.encoder, self.step = OnnxEncoder(folder), OnnxGraph(folder / STEP_FILE)
         meta = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
         self.grid_size, self.weights = tuple(meta["grid"]), meta["weights"]
         self.generation_config = GenerationConfig.from_pretrained(folder)
@@ -155,3 +169,27 @@ class OnnxCaptioner(PreTrainedModel, GenerationMixin):
             encoder_last_hidden_state=regions,
             cross_attentions=(torch.stack(maps, 1).unsqueeze(1),) if output_attentions else None,  # [R, 1, T, P]
         )
+
+
+def load_exported(
+    captioner: PictaleCaptionerForConditionalGeneration, folder: str | Path | None = None
+) -> OnnxCaptioner:
+    """The exported twin of a captioner that was loaded from a folder, by default from the folder `onnx` in that.
+
+    Raises:
+        ModelFolderError: there is none, it is of other weights, or onnxruntime is not installed.
+    """
+    source = Path(captioner.config.name_or_path)
+    exported = OnnxCaptioner.from_pretrained(folder or source / FOLDER)
+    if (source / WEIGHTS_FILE).is_file() and fingerprint(source / WEIGHTS_FILE) != exported.weights:
+        raise ModelFolderError(
+            f"The exported captioner in {folder or source / FOLDER} is of other weights than {source}: export it again "
+            "with `python -m training.export_onnx`."
+        )
+    return exported
+
+
+def fingerprint(path: Path) -> str:
+    """First 16 digits of a file's sha256."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]

@@ -1,16 +1,17 @@
-"""Export a captioner to ONNX, in two graphs: the encoder, run once a photograph, and one step of the decoder.
+"""Export a captioner to ONNX, in three graphs: encoder and first state, once a photograph, and one step of the decoder.
 
     pip install onnx onnxscript onnxruntime
     python -m training.export_onnx hub_configs/captioner-flickr8k              # writes its folder onnx/
     python -m training.export_onnx my-captioner --output elsewhere/ --benchmark photos/
     python -m modeling photo.jpg --onnx
 
-    encoder.onnx        pixel_values [B, 3, S, S] -> regions [B, P, C], keys [B, P, A], h [B, H], c [B, H]
+    encoder.onnx        pixel_values [B, 3, S, S] -> features [B, P, F]
+    decoder_start.onnx  features [B, P, F] -> regions [B, P, C], keys [B, P, A], h [B, H], c [B, H]
     decoder_step.onnx   ids [R], regions [R, P, C], keys [R, P, A], h [R, H], c [R, H]
                         -> log_probs [R, V], h, c, attention [R, P]
 
-B and R are free, the other sizes those of the model (letters as in `modeling.modeling_captioner`). `onnx.json` says what
-grid the regions are and which weights this was. Both graphs are run once with onnxruntime and compared with
+B and R are free, the other sizes those of the model (letters as in `modeling.modeling_captioner`). `onnx.json` says
+what grid the regions are and which weights this was. The graphs are run once with onnxruntime and compared with
 the model before the folder gets its name.
 """
 
@@ -33,7 +34,7 @@ from modeling.errors import ModelFolderError, PictaleError
 from modeling.images import load_image
 from modeling.model_folder import load_component
 from modeling.modeling_captioner import PictaleCaptionerForConditionalGeneration
-from modeling.onnx_captioner import ENCODER_FILE, FOLDER, META_FILE, STEP_FILE, OnnxCaptioner
+from modeling.onnx_captioner import ENCODER_FILE, FOLDER, META_FILE, START_FILE, STEP_FILE, OnnxCaptioner
 
 from .model_card import fingerprint
 
@@ -41,16 +42,25 @@ TOLERANCE = 2e-3  # of log-probabilities and regions, after the BatchNorm statis
 
 
 class EncoderGraph(nn.Module):
-    """All that is computed once a photograph."""
+    """The backbone, with its BatchNorm statistics folded in."""
 
     def __init__(self, model: PictaleCaptionerForConditionalGeneration):
         super().__init__()
         self.backbone = model.encoder.backbone.fuse().to(memory_format=torch.contiguous_format)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.backbone(pixel_values).flatten(2).transpose(1, 2)  # [B, F, h, w] -> [B, P, F]
+
+
+class StartGraph(nn.Module):
+    """What else is computed once a photograph."""
+
+    def __init__(self, model: PictaleCaptionerForConditionalGeneration):
+        super().__init__()
         self.projection, self.norm, self.keys = model.encoder.projection, model.encoder.norm, model.encoder.keys
         self.decoder = model.decoder
 
-    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        features = self.backbone(pixel_values).flatten(2).transpose(1, 2)  # [B, F, h, w] -> [B, P, F]
+    def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, ...]:
         regions = self.norm(self.projection(features))  # [B, P, C]
         state = self.decoder.initial_state(regions)
         return regions, self.keys(regions), state.h, state.c
@@ -91,12 +101,14 @@ def export(source: str | Path, target: str | Path | None = None) -> Path:
     writing.mkdir(parents=True)
     torch.manual_seed(0)
     size = model.config.image_size
-    encoder, step = EncoderGraph(model).eval(), StepGraph(model).eval()
+    encoder, start, step = EncoderGraph(model).eval(), StartGraph(model).eval(), StepGraph(model).eval()
     pixels = torch.randn(2, 3, size, size)
-    regions, keys, h, c = encoder(pixels)
+    features = encoder(pixels)
+    regions, keys, h, c = start(features)
     ids = torch.tensor([model.config.bos_token_id, 4])
     try:
-        _write(encoder, (pixels,), ["pixel_values"], ["regions", "keys", "h", "c"], writing / ENCODER_FILE)
+        _write(encoder, (pixels,), ["pixel_values"], ["features"], writing / ENCODER_FILE)
+        _write(start, (features,), ["features"], ["regions", "keys", "h", "c"], writing / START_FILE)
         inputs = ["ids", "regions", "keys", "h", "c"]
         outputs = ["log_probs", "h_next", "c_next", "attention"]
         _write(step, (ids, regions, keys, h, c), inputs, outputs, writing / STEP_FILE)
@@ -107,7 +119,7 @@ def export(source: str | Path, target: str | Path | None = None) -> Path:
     (writing / META_FILE).write_text(json.dumps(meta) + "\n", encoding="utf-8")
     for name in ("config.json", "generation_config.json"):
         shutil.copyfile(source / name, writing / name)
-    difference = compare(encoder, step, OnnxCaptioner.from_pretrained(writing))
+    difference = compare((encoder, start, step), OnnxCaptioner.from_pretrained(writing))
     if not difference < TOLERANCE:
         raise ModelFolderError(f"The exported graphs of {source} differ from the model by {difference:.2g}.")
     shutil.rmtree(target, ignore_errors=True)
@@ -130,17 +142,19 @@ def _write(graph: nn.Module, inputs: tuple, names: list[str], outputs: list[str]
     )
 
 
-def compare(encoder: EncoderGraph, step: StepGraph, exported: OnnxCaptioner) -> float:
-    """Largest difference of any output between the model and its graphs, for other sizes of batch than the exported."""
-    config = exported.config
-    pixels = torch.randn(3, 3, config.image_size, config.image_size)
-    expected = encoder(pixels)
-    ids = torch.arange(3) % config.vocab_size
-    got = exported.encoder(pixels)
-    differences = [(a - b).abs().max() for a, b in zip(expected, got.to_tuple(), strict=True)]
-    stepped = exported.step(ids, *expected)
-    differences += [(a - b).abs().max() for a, b in zip(step(ids, *expected), stepped, strict=True)]
-    return float(torch.stack(differences).max())
+def compare(graphs: tuple[EncoderGraph, StartGraph, StepGraph], exported: OnnxCaptioner) -> float:
+    """Largest difference of any output between the model and its graphs, for another size of batch than exported."""
+    encoder, start, step = graphs
+    pixels = torch.randn(3, 3, exported.config.image_size, exported.config.image_size)
+    features = encoder(pixels)
+    first = start(features)
+    ids = torch.arange(3) % exported.config.vocab_size
+    pairs = [
+        (features, exported.encoder.extract(pixels)),
+        *zip(first, exported.encoder(region_features=features).to_tuple(), strict=True),
+        *zip(step(ids, *first), exported.step(ids, *first), strict=True),
+    ]
+    return max(float((expected - got).abs().max()) for expected, got in pairs)
 
 
 def benchmark(source: Path, exported: Path, photos: Path, repeats: int = 3) -> dict[str, float]:

@@ -26,6 +26,7 @@ from .images import load_image
 from .modeling_captioner import PictaleCaptionerForConditionalGeneration
 from .modeling_skip_thoughts import PictaleSkipThoughtsEncoder
 from .modeling_story_decoder import PictaleStoryDecoderForConditionalGeneration
+from .onnx_captioner import load_exported
 from .pipeline_files import PipelineFiles
 from .reranking import Ranking, Wish
 from .retrieval import PhotoRetrieval
@@ -124,6 +125,17 @@ class StoryPipeline(StoryContinuation, PhotoRetrieval, PipelineFiles):
         self.writers["bookshelf"] = BookshelfWriter(
             bookshelf, self._fingerprint, lambda: {name: style.vector for name, style in self._styles.items()}
         )
+
+    def use_onnx(self, folder: str | Path | None = None) -> None:
+        """Caption with the graphs that `python -m training.export_onnx` wrote, through onnxruntime.
+
+        Args:
+            folder: Where they are; None: the folder `onnx` of the captioner.
+
+        Raises:
+            ModelFolderError: there are none, they are of other weights, or onnxruntime is not installed.
+        """
+        self.captioner = load_exported(self.captioner, folder)
 
     # -- seeing ------------------------------------------------------------------------------------------------------
     def caption(
