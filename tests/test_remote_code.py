@@ -17,6 +17,7 @@ from modeling import (
     PictaleCaptionerForConditionalGeneration,
     PictaleCaptionerProcessor,
     PictaleImageProcessor,
+    PictaleJointEmbedding,
     PictaleSkipThoughtsEncoder,
     PictaleStoryDecoderForConditionalGeneration,
     PictaleStoryteller,
@@ -30,7 +31,7 @@ from tests.conftest import REPOSITORY
 FOLDERS = [f for f in sorted((REPOSITORY / "hub_configs").iterdir()) if (f / "config.json").exists()]
 OF_KIND = {
     kind: [f for f in FOLDERS if json.loads((f / "config.json").read_text())["model_type"] == f"pictale_{kind}"]
-    for kind in ("captioner", "skip_thoughts", "story_decoder", "storyteller")
+    for kind in ("captioner", "joint_embedding", "skip_thoughts", "story_decoder", "storyteller")
 }
 
 
@@ -111,6 +112,15 @@ def test_encoder(folder, foreign):
     got = foreign[folder.name]
     model = PictaleSkipThoughtsEncoder.from_pretrained(folder)
     expected = model.encode(["A dog runs on the beach.", "Two children play."])
+    assert (got["model"], got["config"]) == (type(model).__name__, type(model.config).__name__)
+    np.testing.assert_allclose(np.array(got["vectors"]), expected, atol=1e-6)
+
+
+@of_kind("joint_embedding")
+def test_joint_embedding(folder, foreign):
+    got = foreign[folder.name]
+    model = PictaleJointEmbedding.from_pretrained(folder).eval()
+    expected = model.embed_texts(["A dog runs on the beach.", "Two children play."])
     assert (got["model"], got["config"]) == (type(model).__name__, type(model.config).__name__)
     np.testing.assert_allclose(np.array(got["vectors"]), expected, atol=1e-6)
 

@@ -239,3 +239,27 @@ def test_search_in_the_terminal(pipe, folder, tmp_path, monkeypatch, capsys):
     assert "name the folder" in capsys.readouterr().err
     assert main(["--model", model, str(folder / "red-circle.png"), "--captions", "retrieve", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["captions"][0]["text"] in SENTENCES
+
+
+# -- the embedding that ships ------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def shipped(embedded):
+    pipe = StoryPipeline.from_pretrained(embedded)
+    if not pipe.can_retrieve:
+        pytest.skip("the embedded default has no joint embedding for its captioner")
+    return pipe
+
+
+def test_the_shipped_bank_sees_a_dog_and_a_skier(shipped, example_photos):
+    photos = {path.stem: path for path in example_photos}
+    near = dict(zip(photos, shipped.nearest_sentences(list(photos.values()), 10), strict=True))
+    for name, words in {"dog": ("dog", "dogs"), "skier": ("ski", "skier", "skiing", "snow", "snowy")}.items():
+        hits = [n.text for n in near[name] if set(n.text.lower().strip(".").split()) & set(words)]
+        assert len(hits) >= 5, near[name]
+    for found in near.values():
+        assert len({n.text for n in found}) == 10 and 0.1 < found[-1].similarity <= found[0].similarity < 1
+
+
+def test_the_shipped_search_finds_the_horses(shipped, example_photos, tmp_path):
+    found = shipped.search(example_photos[0].parent, "people ride horses", k=3, index=tmp_path)
+    assert "horses" in {photo.path.stem for photo in found}

@@ -66,6 +66,15 @@ def decoder(place: str) -> dict:
     return {"config": config, "model": type(model).__name__, "ids": ids.tolist(), "text": tokenizer.decode(ids[0])}
 
 
+def embedding(place: str) -> dict:
+    from transformers import AutoConfig, AutoModel
+
+    model = AutoModel.from_pretrained(place, trust_remote_code=True)
+    vectors = model.embed_texts(["A dog runs on the beach.", "Two children play."]).tolist()
+    config = type(AutoConfig.from_pretrained(place, trust_remote_code=True)).__name__
+    return {"config": config, "model": type(model).__name__, "vectors": vectors}
+
+
 def storyteller(place: str, photos: list[str]) -> dict:
     from transformers import AutoConfig, AutoModel, pipeline
 
@@ -86,6 +95,7 @@ KINDS = {
     "pictale_captioner": captioner,
     "pictale_skip_thoughts": encoder,
     "pictale_story_decoder": decoder,
+    "pictale_joint_embedding": embedding,
     "pictale_storyteller": storyteller,
 }
 
