@@ -4,8 +4,8 @@ On disk a bank is a folder with
     caption_bank.safetensors   vectors int8 [n, D] and scales float16 [n], or vectors float16 [n, D]; which joint
                                embedding they belong to, and where the sentences came from, is in its metadata
     caption_bank.txt.xz        the sentences, one a line, UTF-8
-so nothing is embedded when it is opened. The search is exact: one product of the photograph's vector with all n.
-Measured on one core of a server processor, 200,000 sentences of 128 numbers: 6 ms.
+so nothing is embedded when it is opened. The search is exact: one product of the photograph's vector with all n. Of
+200,000 sentences of 128 numbers that took 12 ms of one core, the whole search 15 ms for 5 sentences and 22 ms for 100.
 
 Shapes: n sentences, Q queries, D common width.
 """
