@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from modeling import CaptionBank, PictaleJointEmbedding
+from modeling import CaptionBank, PictaleJointEmbedding, PictaleJointEmbeddingConfig
 from modeling.errors import DataError, RecipeError
 from modeling.image_processing_captioner import PictaleImageProcessor
 from tests.conftest import REPOSITORY
@@ -14,9 +14,10 @@ from tests.tiny import tiny_captioner, tiny_encoder, tiny_tokenizer
 from training import build_caption_bank, evaluate_retrieval, train_joint_embedding
 from training.build_caption_bank import BankOptions, choose_distinct, readable
 from training.embedding_recipe import JointEmbeddingRecipe
+from training.feature_cache import FeatureCache
 from training.recipes import read_recipe
 from training.tiny_photos import COLOURS, PHRASES, SHAPES, write_tiny_photos
-from training.train_joint_embedding import SentencePairs
+from training.train_joint_embedding import MeanFeatures, SentencePairs
 
 RECIPE = REPOSITORY / "hub_configs" / "tiny-joint-embedding" / "recipe.json"
 
@@ -83,6 +84,19 @@ def test_a_resumed_run_is_the_uninterrupted_one(place, tmp_path):
     whole, resumed = (PictaleJointEmbedding.from_pretrained(tmp_path / name / "last") for name in ("whole", "half"))
     for name, weights in whole.state_dict().items():
         assert torch.equal(weights, resumed.state_dict()[name]), name
+
+
+def test_means_kept_of_a_cache_train_as_the_regions_do(place, tmp_path):
+    features = np.random.default_rng(0).random((5, 2, 4, 64)).astype(np.float16)
+    cache = FeatureCache(tmp_path, features, np.ones(5, bool))
+    means = MeanFeatures(cache, block=2)
+    model = PictaleJointEmbedding(PictaleJointEmbeddingConfig(64, image_pooling="mean", vocab_size=9)).eval()
+    np.testing.assert_allclose(
+        model.embed_images(means.get_many([4, 1])), model.embed_images(cache.get_many([4, 1])), atol=1e-3
+    )
+    assert torch.equal(means.get(3, 1), torch.from_numpy(features[3, 1].astype(np.float32)).mean(0, True).half())
+    more = {"model.image_pooling": "mean", "training.epochs": 60}
+    assert train_joint_embedding.run(tiny_recipe(place, tmp_path / "run", **more)).best_metric > 450
 
 
 @pytest.mark.parametrize("kind", ["sum", "hardest"])

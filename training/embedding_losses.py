@@ -37,7 +37,8 @@ class EmbeddingLossOptions:
         margin: m of the hinges.
         temperature: t of "infonce" at the start; it is learned, down to 0.01.
         sentence_weight: weight of the same loss between two sentences of one photograph, where `data.sentences` names
-            captions without photographs; they teach the sentence side words that the photographs lack.
+            captions without photographs; they teach the sentence side words that the photographs lack. 0: those data
+            sets only add to the vocabulary.
     """
 
     kind: str = "infonce"

@@ -44,7 +44,7 @@ from .embedding_losses import EmbeddingLoss, EmbeddingLossOptions
 from .embedding_recipe import EmbeddingDataOptions, JointEmbeddingRecipe, build_embedding, load_eyes
 from .feature_cache import FeatureCache
 from .loop import TrainResult, prepare_output_dir, train
-from .photo_sources import Photographs, open_source
+from .photo_sources import open_source
 from .recipes import read_recipe, recipe_parser, write_recipe
 from .retrieval_metrics import retrieval_scores
 
@@ -146,10 +146,35 @@ def collate_pairs(items, pairs: SentencePairs | None, count: int, kind: str) -> 
     return batch
 
 
+class MeanFeatures:
+    """A feature cache whose regions are averaged once, for an embedding that keeps nothing but their mean.
+
+    A training step then reads 1 vector of a photograph in place of P, which is most of its time. As a source (see
+    `training.photo_sources`) it gives [1, F], whose mean is itself.
+    """
+
+    kind = "region_features"
+
+    def __init__(self, cache: FeatureCache, block: int = 256) -> None:
+        self.usable, self.views = cache.usable, cache.views
+        self.means = np.empty((*cache.features.shape[:2], 1, cache.features.shape[-1]), dtype=np.float16)
+        for start in range(0, len(cache), block):
+            regions = torch.from_numpy(np.array(cache.features[start : start + block]))  # [b, views, P, F]
+            self.means[start : start + block] = regions.float().mean(2, keepdim=True).half().numpy()
+
+    def get(self, row: int, view: int = 0, rng: np.random.Generator | None = None) -> torch.Tensor:
+        """Mean features [1, F] of one photograph."""
+        return torch.from_numpy(self.means[row, view])
+
+    def get_many(self, rows: Sequence[int]) -> torch.Tensor:
+        """Mean features [B, 1, F] of the unmirrored photographs."""
+        return torch.from_numpy(self.means[list(rows), 0])
+
+
 class RetrievalEvaluation:
     """Validation photographs and all their captions look for each other; every process does all of it."""
 
-    def __init__(self, split: CaptionSplit, source: FeatureCache | Photographs, count: int | None = None) -> None:
+    def __init__(self, split: CaptionSplit, source: FeatureCache | MeanFeatures, count: int | None = None) -> None:
         self.rows = [row for row in range(len(split)) if source.usable[row] and split.captions[row]][:count]
         if not self.rows:
             raise DataError(f"{split.name}: no photograph with captions to evaluate on.")
@@ -183,13 +208,21 @@ def run(recipe: JointEmbeddingRecipe, resume: bool = False) -> TrainResult:
     splits = [read_split(name, data.train_split, data.limit) for name in data.train]
     extra = [read_captions(name, data.train_split) for name in data.sentences]
     model = build_embedding(recipe, captioner, [*(split.captions for split in splits), *extra]).to(state.device)
-    open_ = partial(open_source, captioner.encoder, processor, cache_dir=data.cache_dir, precision=data.cache_precision)
-    sources = [open_(split.images, views=2 if data.mirror else 1, label=split.name) for split in splits]
+    mean_only = model.config.image_pooling == "mean"
+
+    def source(split: CaptionSplit, views: int) -> FeatureCache | MeanFeatures:
+        more = {"views": views, "label": split.name, "precision": data.cache_precision}
+        cache = open_source(captioner.encoder, processor, split.images, data.cache_dir, **more)
+        return MeanFeatures(cache) if mean_only else cache
+
+    sources = [source(split, 2 if data.mirror else 1) for split in splits]
     examples = CaptionExamples(splits, sources, model.tokenizer, data.captions_per_image, data.max_words)
     held = read_split(data.validation[0], data.validation_split, data.limit)
-    evaluation = RetrievalEvaluation(held, open_(held.images, label=held.name), data.validation_images)
-    groups = [group for part in [*extra, *(split.captions for split in splits)] for group in part]
-    pairs = SentencePairs(groups, model.tokenizer, data.max_words) if data.sentences else None
+    evaluation = RetrievalEvaluation(held, source(held, 1), data.validation_images)
+    pairs = None
+    if data.sentences and recipe.loss.sentence_weight:
+        groups = [group for part in [*extra, *(split.captions for split in splits)] for group in part]
+        pairs = SentencePairs(groups, model.tokenizer, data.max_words)
     loader = DataLoader(
         PairedExamples(examples),
         batch_sampler=EpochBatches(len(examples), data.batch_size, recipe.training.seed),
