@@ -115,11 +115,12 @@ def choose_photos(dataset: Any, split: str, count: int, seed: int = 0) -> Photos
 
 # -- scores ----------------------------------------------------------------------------------------------------------
 def score(
-    told: Sequence[Told], photos: Photos, library: Library, judges: Judges, budget: int, draws: int
+    told: Sequence[Told], photos: Photos, copies: np.ndarray, judges: Judges, budget: int, draws: int
 ) -> dict[str, Any]:
     """All figures of one system's stories that the judges at hand can give.
 
     Args:
+        copies: Whether each story has something copied from the books [stories].
         budget: Words that distinct-n looks at, the same for all systems.
         draws: For the intervals; 0 leaves them out.
     """
@@ -144,7 +145,7 @@ def score(
     for size in (1, 2, 3):
         report[f"distinct_{size}"] = round(measures.distinct(texts, size, budget), 4)
     report["repeated"] = figure([measures.repeated(text) for text in texts])
-    report["copied"] = figure(measures.copied(texts, library.paragraphs))
+    report["copied"] = figure(copies)
     report["length"] = figure([len(measures.plain_words(text)) for text in texts], 1)
     for name, key in (("first_words", "first_words_s"), ("whole", "whole_s"), ("processor", "processor_s")):
         times = [value for story in told if (value := getattr(story, name)) is not None]
@@ -199,10 +200,13 @@ def evaluate(
     if not stories:
         raise DataError(f"No system could tell a story: {next(iter(missing.values()))}")
     budget = min(MOST_WORDS, *(measures.word_count(s.text for s in told) for told in stories.values()))
+    print("looking for copies in the books", file=sys.stderr, flush=True)
+    copies = measures.copied([s.text for told in stories.values() for s in told], library.paragraphs)
     rows = {}
     for name, told in stories.items():
         print(f"scoring {name}", file=sys.stderr, flush=True)
-        rows[name] = score(told, photos, library, judges, budget, draws)
+        rows[name] = score(told, photos, copies[: len(told)], judges, budget, draws)
+        copies = copies[len(told) :]
     report: dict[str, Any] = {
         "photos": len(photos.images),
         "gallery": min(measures.GALLERY, len(photos.captions)),
