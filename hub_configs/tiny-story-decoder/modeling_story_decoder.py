@@ -1,0 +1,256 @@
+"""The story decoder: a recurrent language model told at every step what to write about.
+
+The decoder of neural-storyteller (github.com/ryankiros/neural-storyteller) sees its thought vector only as the first
+state and soon forgets the picture. Here the condition is part of every step, content words can be looked up (as the
+terms of SemStyle, Mathews et al., arXiv:1805.07030), and the passage before is known:
+
+    k   = W_c [thought ; previous thought ; mean_j e_j]            e_j vectors of the content words
+    h_0 = tanh(W_0 k);   h_t = GRU([E y_(t-1) ; k], h_(t-1))
+    a_t = softmax_j(q(h_t) . e_j, 0);   z_t = sum_j a_tj e_j       the 0: looking at none of them
+    p_t = softmax(E' (W_h h_t + W_z z_t + W_k k))
+
+Attention reads the state but does not feed it, so in training the recurrence is one fused call and all the rest one
+product over all steps.
+
+Shapes: B passages, T tokens, E word width, H state, D thought width, C condition width, J content words, L layers.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import GenerationMixin, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from .adaptive_vocabulary import AdaptiveVocabulary
+from .configuration_story_decoder import PictaleStoryDecoderConfig
+from .recurrent import initialize_recurrent
+
+
+class GRUState:
+    """State [L, B, H] in the place of a key-value cache; beam search reorders it in place."""
+
+    is_compileable = False  # generate() asks before it considers torch.compile
+
+    def __init__(self, h: torch.Tensor, seen: int = 0) -> None:
+        self.h, self.seen = h, seen
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.seen
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        self.h = self.h.index_select(1, beam_idx.to(self.h.device))
+
+
+@dataclass
+class StoryConditionOutput(ModelOutput):
+    """Args:
+    last_hidden_state: The condition k as a sequence of one [B, 1, C].
+    content: Vectors of the content words [B, J, E].
+    content_mask: 1 where there is a word [B, J].
+    """
+
+    last_hidden_state: torch.Tensor | None = None
+    content: torch.Tensor | None = None
+    content_mask: torch.Tensor | None = None
+
+
+@dataclass
+class StoryDecoderOutput(ModelOutput):
+    """Args:
+    loss: Mean negative log-likelihood per target token (with `labels`).
+    logits: Log-probabilities of every word [B, T, V] (without `labels`).
+    past_key_values: `GRUState` after the last token.
+    encoder_last_hidden_state: The condition [B, 1, C].
+    cross_attentions: Weights on the content words, one tuple item [B, 1, T, J], when asked for.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    past_key_values: Any = None
+    encoder_last_hidden_state: torch.Tensor | None = None
+    cross_attentions: tuple[torch.Tensor, ...] | None = None
+    decoder_attentions: tuple[torch.Tensor, ...] | None = None
+    decoder_hidden_states: tuple[torch.Tensor, ...] | None = None
+    encoder_hidden_states: tuple[torch.Tensor, ...] | None = None
+    encoder_attentions: tuple[torch.Tensor, ...] | None = None
+
+
+class StoryConditions(nn.Module):
+    """What a passage is about; `get_encoder()` of the model, so `generate` computes it once per passage."""
+
+    main_input_name = "thought"
+
+    def __init__(self, config: PictaleStoryDecoderConfig) -> None:
+        super().__init__()
+        self.thought_scale = math.sqrt(config.thought_size)  # thoughts have length <= 1: bring entries to order 1
+        self.words = AdaptiveVocabulary(config.vocab_size, config.embedding_size, config.adaptive_cutoff)
+        self.projection = nn.Linear(2 * config.thought_size + config.embedding_size, config.condition_size)
+
+    def forward(
+        self,
+        thought: torch.Tensor,
+        previous_thought: torch.Tensor | None = None,
+        content_ids: torch.Tensor | None = None,
+        return_dict: bool = True,
+        **kwargs: Any,
+    ) -> StoryConditionOutput:
+        """thought [B, D], previous_thought [B, D] (None or zero: a beginning), content_ids [B, J] (0: no word)."""
+        if previous_thought is None:
+            previous_thought = torch.zeros_like(thought)
+        if content_ids is None:
+            content_ids = thought.new_zeros(thought.size(0), 1, dtype=torch.long)
+        content = self.words.embed(content_ids)  # [B, J, E]
+        mask = content_ids.ne(self.words.padding_idx).to(content.dtype)  # [B, J]
+        mean = content.sum(1) / mask.sum(1, keepdim=True).clamp_min(1)  # [B, E], padding embeds to zero
+        # the mean of J nearly independent vectors shrinks with sqrt(J); undo it so that many words weigh like one
+        mean = mean * mask.sum(1, keepdim=True).clamp_min(1).sqrt()
+        thoughts = torch.cat([thought, previous_thought], -1) * self.thought_scale  # [B, 2D]
+        condition = self.projection(torch.cat([thoughts.to(mean.dtype), mean], -1))  # [B, C]
+        return StoryConditionOutput(condition.unsqueeze(1), content, mask)
+
+
+class PictaleStoryDecoderForConditionalGeneration(PreTrainedModel, GenerationMixin):
+    """Writes a passage from a thought vector.
+
+    Example:
+        >>> thought = torch.from_numpy(encoder.encode(["A dog runs on the beach."]))          # [1, 640]
+        >>> ids = decoder.generate(thought, do_sample=True, top_p=0.9, max_new_tokens=60)
+        >>> clean_text(tokenizer.decode(ids[0], skip_special_tokens=True))
+    """
+
+    config_class = PictaleStoryDecoderConfig
+    base_model_prefix = "story_decoder"
+    main_input_name = "thought"
+
+    def __init__(self, config: PictaleStoryDecoderConfig) -> None:
+        super().__init__(config)
+        self.conditions = StoryConditions(config)
+        self.initial = nn.Linear(config.condition_size, config.num_hidden_layers * config.hidden_size)
+        self.gru = nn.GRU(
+            config.embedding_size + config.condition_size,
+            config.hidden_size,
+            config.num_hidden_layers,
+            batch_first=True,
+            dropout=config.dropout if config.num_hidden_layers > 1 else 0.0,
+        )
+        self.query = nn.Linear(config.hidden_size, config.embedding_size)
+        self.output_state = nn.Linear(config.hidden_size, config.embedding_size)
+        self.output_content = nn.Linear(config.embedding_size, config.embedding_size, bias=False)
+        self.output_condition = nn.Linear(config.condition_size, config.embedding_size, bias=False)
+        self.dropout = nn.Dropout(config.dropout)
+        self.post_init()
+
+    @property
+    def words(self) -> AdaptiveVocabulary:
+        """Word vectors and output layer, shared by the content words, the decoder's input and its output."""
+        return self.conditions.words
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, AdaptiveVocabulary):
+            module.reset_parameters(self.config.initializer_range)
+        elif isinstance(module, nn.GRU):
+            initialize_recurrent(module)
+        elif isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    # -- what generate() needs ---------------------------------------------------------------------------------------
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        return False
+
+    def get_encoder(self, *args: Any, **kwargs: Any) -> nn.Module:
+        return self.conditions
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.words.head
+
+    # -- one pass ----------------------------------------------------------------------------------------------------
+    def attend(self, states: torch.Tensor, content: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """states [B, T, H], content [B, J, E], mask [B, J] -> context [B, T, E], weights [B, T, J]."""
+        scores = self.query(states) @ content.transpose(1, 2).to(states.dtype)  # [B, T, J]
+        scores = scores.float().masked_fill(mask.unsqueeze(1) == 0, float("-inf"))
+        none = scores.new_zeros(*scores.shape[:2], 1)  # the choice of looking at no word
+        weights = torch.cat([scores, none], -1).softmax(-1)[..., :-1]  # [B, T, J]
+        return weights.to(content.dtype) @ content, weights
+
+    def forward(
+        self,
+        thought: torch.Tensor | None = None,
+        previous_thought: torch.Tensor | None = None,
+        content_ids: torch.Tensor | None = None,
+        decoder_input_ids: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        encoder_outputs: StoryConditionOutput | None = None,
+        past_key_values: GRUState | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs: Any,
+    ) -> StoryDecoderOutput:
+        """One pass over given words.
+
+        Args:
+            thought, previous_thought, content_ids: See `StoryConditions`; or `encoder_outputs`, made from them.
+            decoder_input_ids: Words so far [B, T], beginning with `<s>`.
+            labels: Words to predict [B, T], -100 where none counts; decoder inputs are made from them.
+        """
+        if encoder_outputs is None:
+            encoder_outputs = self.conditions(thought, previous_thought, content_ids)
+        condition, content, mask = encoder_outputs[0], encoder_outputs[1], encoder_outputs[2]
+        if decoder_input_ids is None:
+            decoder_input_ids = self.shift_right(labels)
+        state = past_key_values
+        if state is None:
+            first = self.initial(condition.squeeze(1)).tanh()  # [B, L * H]
+            h = first.view(-1, self.config.num_hidden_layers, self.config.hidden_size).transpose(0, 1).contiguous()
+            state = GRUState(h)
+        embedded = self.dropout(self.words.embed(decoder_input_ids))  # [B, T, E]
+        repeated = condition.expand(-1, embedded.size(1), -1).to(embedded.dtype)  # [B, T, C]
+        states, h = self.gru(torch.cat([embedded, repeated], -1), state.h.to(embedded.dtype))  # [B, T, H]
+        context, weights = self.attend(states, content, mask)
+        hidden = self.output_state(self.dropout(states)) + self.output_content(context.to(states.dtype))
+        hidden = self.dropout(hidden + self.output_condition(condition))  # [B, T, E]
+        loss = logits = None
+        if labels is not None:
+            real = labels.ne(-100)
+            loss = self.words.loss(hidden[real], labels[real]).mean()
+        else:
+            logits = self.words.log_probs(hidden)  # [B, T, V]
+        keep = use_cache if use_cache is not None else not self.training
+        return StoryDecoderOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=GRUState(h, state.seen + decoder_input_ids.size(1)) if keep else None,
+            encoder_last_hidden_state=condition,
+            cross_attentions=(weights.unsqueeze(1),) if output_attentions else None,
+        )
+
+    def shift_right(self, labels: torch.Tensor) -> torch.Tensor:
+        """labels [B, T] -> decoder inputs [B, T]: `<s>` first, ignored targets as padding."""
+        start = labels.new_full((labels.size(0), 1), self.config.decoder_start_token_id)
+        shifted = torch.cat([start, labels[:, :-1]], 1)
+        return shifted.masked_fill(shifted == -100, self.config.pad_token_id)
+
+    @torch.no_grad()
+    def score(self, encoder_outputs: StoryConditionOutput, sequences: torch.Tensor) -> torch.Tensor:
+        """Mean log-probability per token of generated ids [B, T] (from `<s>`; padding ignored) -> [B].
+
+        Conditions of a batch of one hold for every row.
+        """
+        labels = sequences[:, 1:]
+        parts = (part.expand(len(sequences), *part.shape[1:]) for part in encoder_outputs.to_tuple())
+        encoder_outputs = StoryConditionOutput(*parts)
+        log_probs = self(encoder_outputs=encoder_outputs, decoder_input_ids=sequences[:, :-1], use_cache=False).logits
+        chosen = log_probs.gather(-1, labels.unsqueeze(-1)).squeeze(-1)  # [B, T-1]
+        real = labels.ne(self.config.pad_token_id)
+        return (chosen * real).sum(1) / real.sum(1).clamp_min(1)
+
+
+PictaleStoryDecoderForConditionalGeneration.register_for_auto_class("AutoModelForSeq2SeqLM")
