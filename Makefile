@@ -1,9 +1,9 @@
-.PHONY: help quality code style test smoke
+.PHONY: help quality code style test smoke lower-bounds
 
 PYTHON ?= python
 
 help:  ## Show this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 quality:  ## Check style and formatting, change nothing
 	ruff check .
@@ -21,3 +21,12 @@ test:  ## Run every test that this machine can run
 
 smoke:  ## Open the page in a headless browser, give it a photo, wait for the story
 	$(PYTHON) -m tests.smoke
+
+LOWER ?= .venv-lower
+CORE = $(addprefix tests/test_,import.py captioner.py story_decoder.py skip_thoughts.py pipeline.py loop.py \
+	caption_sources.py app.py remote_code.py push_to_hub.py)
+
+lower-bounds:  ## Install the oldest versions that requirements.txt allows into a venv of their own and test with them
+	$(PYTHON) -m venv $(LOWER)
+	$(LOWER)/bin/pip install --quiet $$($(PYTHON) tests/support/lower_bounds.py)
+	$(LOWER)/bin/python -m pytest -q $(CORE)
