@@ -26,7 +26,7 @@ def cases():
             yield pytest.param(found[0], id=card.parent.name)
 
 
-@pytest.mark.parametrize("code", cases())
+@pytest.mark.parametrize("code", list(cases()))
 def test_a_snippet_runs(code, example_photos, tmp_path, monkeypatch, capsys):
     (tmp_path / "hub_configs").symlink_to(REPOSITORY / "hub_configs")
     (tmp_path / "photo.jpg").write_bytes(example_photos[0].read_bytes())
