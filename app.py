@@ -1,55 +1,98 @@
-"""The Pictale page: a photo in, what the captioner sees in it, and a story about it.
+"""The Pictale page: a photo in, what the captioner sees in it, and a story that goes on as long as you like.
 
     python app.py          opens http://127.0.0.1:7860 (GRADIO_SERVER_NAME and GRADIO_SERVER_PORT say otherwise)
 
-Layout and wiring only: everything else is a call of `StoryPipeline`. Programs may use the page too, through the
-endpoints /caption and /tell (see "Use via API" at its foot).
+Layout and wiring only: what happens then stands in `modeling/page_events.py`, the endpoints for programs (see "Use via
+API" at the foot of the page) in `modeling/page_programs.py`.
 """
 
-import base64
-import binascii
 import functools
-import html
+import importlib.util
 import logging
-import math
 import os
 import random
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 # Visitors' threads share few cores: torch's own threads must not spin while they wait. Read when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import gradio as gr
-from gradio.utils import get_upload_folder
 
-from modeling import Caption, ImageError, PictaleError, StoryPipeline, load_image
-from modeling.heatmaps import attention_overlay
+from modeling import PictaleError, StoryPipeline, load_image
+from modeling.book_text import BOOK_SUFFIXES
+from modeling.page_events import EMPTY_STORY, PageEvents
+from modeling.page_programs import PagePrograms
+from modeling.story import MAX_TEXT
+from modeling.story_html import style_in_words
+from modeling.visit import LENGTHS, Visit
 
 EXAMPLES = sorted((Path(__file__).parent / "hub_configs" / "pictale-default" / "examples").glob("*.jpg"))
-STYLES = ("everyday", "romance", "adventure", "science_fiction", "mystery", "horror", "fairy_tale")
-LABELS = {style: style.replace("_", " ").capitalize() for style in STYLES}
+# the spines of the picture book, one colour a style
+SPINES = {
+    "everyday": "#c98a3c",
+    "romance": "#c2416b",
+    "adventure": "#2f7d4f",
+    "science_fiction": "#2b6cb0",
+    "mystery": "#5b4b8a",
+    "horror": "#1f1f24",
+    "fairy_tale": "#d4a017",
+}
+STYLES = tuple(SPINES)
+LABELS = {name: style_in_words(name) for name in STYLES}
+
+MODELS = {"concurrency_id": "models", "concurrency_limit": 1}  # one at a time: they use all cores already
+MAX_WAITING = 60
+MAX_UPLOAD = "50mb"
 
 INTRODUCTION = """# Pictale
 Give it a photo. It says what it sees, and tells a story about it in the style of a book."""
+OWN_STYLE = """A style is the average of a book's passages. Give it a book, or a chapter of your own: in a few seconds \
+you can have stories told in its manner. It stays in this visit, nobody else sees it; download it to use it again."""
+MANY = "Captions for up to 100 photos at once, with a story for each if you like. A broken file does not stop the rest."
 
 BOOK_FACE = '"Iowan Old Style", Palatino, "Palatino Linotype", "Book Antiqua", Georgia, serif'
+SPINE_RULES = "\n".join(
+    f"#style label:nth-of-type({place}) {{border-left-color: {colour}}}"
+    for place, colour in enumerate(SPINES.values(), 1)
+)
 CSS = f"""
-.gradio-container {{max-width: 1180px !important; margin: 0 auto !important}}
-h1, #story textarea {{font-family: {BOOK_FACE}}}
-#story textarea {{font-size: 1.15rem; line-height: 1.75}}
-#captions .wrap {{flex-direction: column}}
-#words input {{position: absolute; opacity: 0}}
-#words label span {{margin-left: 0}}
-#sight .block {{border-width: 0}}
+.gradio-container {{width: 100%; min-width: 0; max-width: 1180px !important; margin: 0 auto !important}}
+@media (max-width: 640px) {{
+  .gradio-container .main.fillable {{padding: 1rem .8rem}}
+}}
+h1, #story .passage {{font-family: {BOOK_FACE}}}
+#style .wrap {{display: grid; grid-template-columns: repeat(auto-fill, minmax(118px, 1fr))}}
+#style label {{border-left: 8px solid #8a8178; border-radius: 2px 6px 6px 2px; padding: 1.1rem .6rem;
+  font-family: {BOOK_FACE}; font-size: 1.02rem}}
+{SPINE_RULES}
+body:not(.dark) button[role=tab].selected {{color: var(--primary-800)}}
+#style input, #words input {{position: absolute; opacity: 0}}
+#style label span, #words label span {{margin-left: 0}}
+#style label:focus-within, #words label:focus-within {{outline: 2px solid var(--color-accent)}}
+#story .passage {{font-size: 1.15rem; line-height: 1.75; overflow-wrap: anywhere}}
+#story .own {{font-style: italic}}
+#story .empty {{padding: 3rem 0; text-align: center; color: var(--body-text-color-subdued)}}
+#story figure img {{border-radius: 4px; max-height: 200px}}
+.origin, figcaption, #story figcaption {{font-size: .8rem; color: var(--body-text-color-subdued); margin: .3rem 0}}
+#captions ol {{padding-left: 1.3rem; list-style: decimal}}
+#beams .wrap {{flex-direction: column}}
+#heat img {{width: 100%; border-radius: 4px}}
+.strip {{display: grid; grid-template-columns: repeat(auto-fill, minmax(110px, 1fr)); gap: .6rem}}
+.strip figure {{margin: 0}}
+.table {{overflow-x: auto}}
+.table td:first-child {{min-width: 16rem}}
 #examples .gallery {{display: grid; grid-template-columns: repeat(auto-fill, minmax(72px, 1fr))}}
 #examples .container {{width: 100%; max-width: none; height: auto; max-height: none}}
 #examples img {{aspect-ratio: 1; object-fit: cover; width: 100%}}
 """
+COPY = """async () => {
+    const text = [...document.querySelectorAll('#story .passage')].map(p => p.innerText).join('\\n\\n');
+    try { await navigator.clipboard.writeText(text); return true; } catch { return false; }
+}"""
+NAME_EXAMPLES = f"""() => document.querySelectorAll('#examples .gallery-item').forEach(
+    (button, i) => button.setAttribute('aria-label', {[f"Example photo: {path.stem}" for path in EXAMPLES]}[i]))"""
 
 
 _LOADING = threading.Lock()
@@ -72,102 +115,63 @@ def warm_up() -> None:
         logging.getLogger("pictale").error("The models cannot be used: %s", error)
 
 
-@dataclass(frozen=True)
-class Seen:
-    """A photo of this visitor and what the captioner said of it."""
-
-    photo: str | bytes
-    captions: tuple[Caption, ...]
-
-
-def sentence(error: PictaleError) -> str:
-    """What the page shows of an error; it shows messages as HTML."""
-    return html.escape(str(error), quote=False)
-
-
-@contextmanager
-def errors_for_programs() -> Iterator[None]:
-    """Let clients of the endpoints have the sentence of an error that they caused."""
-    try:
-        yield
-    except PictaleError as error:
-        raise gr.Error(sentence(error), print_exception=False) from error
-
-
-def photo_source(upload: dict | None) -> str | bytes:
-    """The file or bytes of an uploaded photo, untouched: `load_image` is to judge them, not the component."""
-    if upload is None:
-        raise ImageError("There is no photo yet: upload one, take one or choose an example.")
-    if path := upload.get("path"):
-        # Files named by a request that did not upload them are none of the visitor's business.
-        if not Path(path).resolve().is_relative_to(Path(get_upload_folder()).resolve()):
-            raise ImageError("The photo was not uploaded to this page: upload it first.")
-        return path
-    try:
-        return base64.b64decode((upload.get("url") or "").partition(";base64,")[2], validate=True)
-    except binascii.Error as error:
-        raise ImageError("The photo is not valid base64: send it as data:image/jpeg;base64,...") from error
-
-
-def describe(caption: Caption) -> dict[str, Any]:
-    return {"text": caption.text, "score": round(float(caption.score), 4)}
-
-
-def show_captions(seen: Seen | None) -> tuple:
-    """Updates for the sight group, its captions, its words and its heat map."""
-    if seen is None:
-        nothing = gr.update(choices=[], value=None)
-        return gr.update(visible=False), nothing, nothing, gr.update(visible=False)
-    choices = [(f"{caption.text}  ({math.exp(caption.score):.0%})", i) for i, caption in enumerate(seen.captions)]
-    return gr.update(visible=True), gr.update(choices=choices, value=0), *show_words(seen, 0)
-
-
-def show_words(seen: Seen, caption: int) -> tuple:
-    """Updates for the words of the chosen caption and its heat map, which waits for a word."""
-    words = [(word, i) for i, word in enumerate(seen.captions[caption].words)]
-    return gr.update(choices=words, value=None), gr.update(visible=False)
-
-
-def show_heat(seen: Seen, caption: int, word: int) -> dict:
-    """The photo with the attention of the chosen word over it."""
-    try:
-        photo = load_image(seen.photo)
-    except PictaleError as error:  # uploads are thrown away after a day
-        gr.Warning(sentence(error))
-        return gr.skip()
-    photo.thumbnail((1024, 1024))
-    return gr.update(value=attention_overlay(photo, seen.captions[caption].attention[word]), visible=True)
-
-
-class Page:
+class Page(PageEvents, PagePrograms):
     """The page over the pipeline that `get` returns when it is first needed: `Page(get).blocks` is what is launched."""
+
+    examples = EXAMPLES
+    labels = LABELS
+    style_choices = tuple((label, name) for name, label in LABELS.items())
 
     def __init__(self, get: Callable[[], StoryPipeline] = get_pipeline):
         self.get = get
         with gr.Blocks(title="Pictale", delete_cache=(3600, 86400)) as self.blocks:
-            self.seen = gr.State(None)
+            self.visit, self.seen = gr.State(Visit()), gr.State(None)
+            self.own, self.batch = gr.State({}), gr.State(())
+            self.kept = gr.BrowserState(None, storage_key="pictale-story", secret="pictale-story")
             gr.Markdown(INTRODUCTION)
-            with gr.Row():
-                with gr.Column(min_width=320):
-                    self._lay_out_wishes()
-                with gr.Column(min_width=320):
-                    self._lay_out_answers()
-            with gr.Row(visible=False):  # what the endpoints for programs need to be attached to
-                self.result, self.seed_number = gr.JSON(), gr.Number(None, precision=0)
-                self.caption_button, self.tell_button = gr.Button(), gr.Button()
-            self.sight_parts = [self.sight, self.captions, self.words, self.heat]
-            self.busy = {self.tell: gr.update(visible=False), self.stop: gr.update(visible=True)}
-            self.idle = {self.tell: gr.update(visible=True), self.stop: gr.update(visible=False)}
-            self._wire()
+            with gr.Tabs():
+                with gr.Tab("Tell"), gr.Row():
+                    with gr.Column(min_width=320):
+                        self._lay_out_wishes()
+                    with gr.Column(min_width=320):
+                        self._lay_out_story()
+                with gr.Tab("Look closer") as self.closer_tab:
+                    self._lay_out_closer()
+                with gr.Tab("Your style"):
+                    self._lay_out_own_style()
+                with gr.Tab("Many photos"):
+                    self._lay_out_many()
+            self._states()
+            self._wire_telling()
+            self._wire_keeping()
+            self._wire_looking()
+            self._wire_rest()
+            self._offer_to_programs()
+
+    def _states(self) -> None:
+        """What is shown while somebody writes, and what while nobody does."""
+        still = [self.surprise_button, self.go, self.undo_button, self.edit_button]
+        self.busy = {self.tell: gr.update(visible=False), self.stop: gr.update(visible=True)}
+        self.busy |= {button: gr.update(interactive=False) for button in still}
+        self.idle = {self.tell: gr.update(visible=True), self.stop: gr.update(visible=False)}
+        self.idle |= {button: gr.update(interactive=True) for button in still}
+        self.many_busy = {self.many: gr.update(visible=False), self.many_stop: gr.update(visible=True)}
+        self.many_idle = {self.many: gr.update(visible=True), self.many_stop: gr.update(visible=False)}
+        self.wishes = [
+            *(self.style, self.second, self.share, self.strength),
+            *(self.length, self.lyrics, self.writer, self.seed),
+        ]
+        self.table = [self.visit, self.story, self.more, self.editing, self.edit_which]
+
+    # -- layout -------------------------------------------------------------------------------------------------------
+
+    def _photo(self, label: str, height: int, **keywords) -> gr.Image:
+        webcam = gr.WebcamOptions(mirror=False, constraints={"video": {"facingMode": "environment"}})
+        sources = ["upload", "webcam", "clipboard"]
+        return gr.Image(label=label, type="filepath", sources=sources, webcam_options=webcam, height=height, **keywords)
 
     def _lay_out_wishes(self) -> None:
-        self.photo = gr.Image(
-            label="Photo",
-            type="filepath",
-            sources=["upload", "webcam", "clipboard"],
-            webcam_options=gr.WebcamOptions(mirror=False, constraints={"video": {"facingMode": "environment"}}),
-            height=320,
-        )
+        self.photo = self._photo("Photo", 320)
         gr.Examples(
             EXAMPLES,
             self.photo,
@@ -176,129 +180,206 @@ class Page:
             label="Or choose one of these",
             elem_id="examples",
         )
-        self.style = gr.Radio([(LABELS[name], name) for name in STYLES], value=STYLES[0], label="Style")
-        self.dice = gr.Button("⚄ Roll", size="sm")
-        self.seed = gr.Textbox(
-            label="Seed",
-            info="The same photo, style and seed give the same story.",
-            placeholder="a new one each time",
-            max_lines=1,
-            buttons=[self.dice],
-            elem_id="seed",
-        )
-        self.tell = gr.Button("Tell me a story", variant="primary", size="lg")
-        self.stop = gr.Button("Stop", variant="stop", size="lg", visible=False)
+        self.style = gr.Radio(self.style_choices, value=STYLES[0], label="Style", elem_id="style")
+        with gr.Accordion("More wishes", open=False):
+            with gr.Row():
+                choices = [("nothing", ""), *self.style_choices]
+                self.second = gr.Dropdown(choices, value="", label="Mix in", min_width=140)
+                self.share = gr.Slider(0, 100, 30, step=5, label="This much of it, in %", min_width=160)
+            self.strength = gr.Slider(
+                0, 2, 1, step=0.1, label="Strength of the style", info="0: none, 1: as in the books, 2: exaggerated"
+            )
+            with gr.Row():
+                self.length = gr.Radio(list(LENGTHS), value="Medium", label="Length", min_width=200)
+                self.lyrics = gr.Checkbox(label="In lines, like a song", min_width=140)
+            self.writer = gr.Radio([("The story decoder", "decoder")], value="decoder", label="Writer", visible=False)
+            self.dice = gr.Button("⚄ Roll", size="sm")
+            self.seed = gr.Textbox(
+                label="Seed",
+                info="The same photo, wishes and seed give the same story.",
+                placeholder="a new one each time",
+                max_lines=1,
+                max_length=20,
+                buttons=[self.dice],
+                elem_id="seed",
+            )
+        with gr.Row():
+            self.surprise_button = gr.Button("Surprise me", size="lg", min_width=120, scale=1)
+            self.tell = gr.Button("Tell me a story", variant="primary", size="lg", min_width=180, scale=2)
+            self.stop = gr.Button("Stop", variant="stop", size="lg", min_width=180, scale=2, visible=False)
 
-    def _lay_out_answers(self) -> None:
-        self.story = gr.Textbox(
-            label="Story",
-            placeholder="Choose a photo and a style, then press “Tell me a story”.",
-            lines=10,
-            max_lines=40,
-            interactive=False,
-            buttons=["copy"],
-            elem_id="story",
-        )
-        self.note = gr.Markdown()
-        with gr.Group(visible=False, elem_id="sight") as self.sight:
-            self.captions = gr.Radio(
-                label="What it sees",
-                info="Its best captions, and how sure it was of each word on average.",
-                interactive=True,
-                elem_id="captions",
-            )
-            self.words = gr.Radio(
-                label="Where it looked", info="Choose a word of the caption.", interactive=True, elem_id="words"
-            )
-            self.heat = gr.Image(
-                interactive=False, visible=False, height=420, format="jpeg", show_label=False, buttons=["fullscreen"]
-            )
+    def _lay_out_story(self) -> None:
+        self.captions = gr.HTML(elem_id="captions")
+        self.story = gr.HTML(EMPTY_STORY, elem_id="story", min_height=220)
+        with gr.Column(visible=False, elem_id="more") as self.more:
+            gr.Markdown("### And then?")
+            with gr.Row():
+                self.own_sentence = gr.Textbox(
+                    label="Your own next sentence",
+                    placeholder="… or leave it empty and just go on",
+                    lines=4,
+                    max_length=MAX_TEXT,
+                    min_width=180,
+                    elem_id="own-sentence",
+                )
+                self.next_photo = self._photo("Another photo", 160, min_width=180, elem_id="next-photo")
+            with gr.Row():
+                self.go = gr.Button("Go on", variant="primary", min_width=90)
+                self.undo_button = gr.Button("Undo", min_width=70)
+                self.edit_button = gr.Button("Edit", min_width=70)
+                self.copy = gr.Button("Copy", min_width=70)
+            with gr.Column(visible=False, elem_id="editing") as self.editing:
+                self.edit_which = gr.Dropdown([], label="Passage")
+                self.edit_text = gr.Textbox(
+                    label="Its text", lines=5, max_length=MAX_TEXT, info="The story goes on from what you write here."
+                )
+                with gr.Row():
+                    self.edit_save = gr.Button("Save", variant="primary", min_width=80)
+                    self.edit_cancel = gr.Button("Cancel", min_width=80)
+        with gr.Accordion("Keep it", open=False), gr.Row():
+            off = {"interactive": False, "min_width": 110, "size": "md"}
+            self.as_markdown = gr.DownloadButton("As Markdown", **off)
+            self.as_page = gr.DownloadButton("As web page", **off)
+            self.as_json = gr.DownloadButton("To load again", **off)
+            self.load_story = gr.UploadButton("Load a story", file_types=[".json"], min_width=110, size="md")
 
-    def _wire(self) -> None:
-        models = {"concurrency_id": "models", "concurrency_limit": 1}  # one at a time: they use all cores already
+    def _lay_out_closer(self) -> None:
+        self.nothing = gr.Markdown("Give it a photo in the first tab, then look here at what it saw and where.")
+        self.which = gr.Radio(label="Photo", interactive=True, visible=False, elem_id="which")
+        with gr.Column(visible=False, elem_id="sight") as self.sight:
+            with gr.Row():
+                with gr.Column(min_width=320):
+                    self.beams = gr.Radio(label="What it sees", interactive=True, elem_id="beams")
+                    self.scores = gr.HTML(elem_id="scores")
+                    self.words = gr.Radio(
+                        label="Where it looked", info="Choose a word of it.", interactive=True, elem_id="words"
+                    )
+                with gr.Column(min_width=320):
+                    self.heat = gr.HTML(elem_id="heat")
+            gr.Markdown("### Word by word")
+            self.strip = gr.HTML(elem_id="strip")
+        gr.Markdown("### Why this story")
+        self.why = gr.HTML(elem_id="why")
+
+    def _lay_out_own_style(self) -> None:
+        gr.Markdown(OWN_STYLE)
+        with gr.Row():
+            with gr.Column(min_width=320):
+                self.book = gr.File(
+                    label="A book (.txt, .md or .epub)", file_types=list(BOOK_SUFFIXES), type="filepath", elem_id="book"
+                )
+                self.pasted = gr.Textbox(label="Or paste a text", lines=6, max_lines=12, max_length=2_000_000)
+            with gr.Column(min_width=320):
+                self.style_name = gr.Textbox(label="What is it called?", max_length=40, elem_id="style-name")
+                self.style_button = gr.Button("Make my style", variant="primary")
+                self.style_made = gr.HTML(elem_id="style-made", min_height=60)
+                self.style_file = gr.DownloadButton("Download the style", visible=False)
+                self.style_upload = gr.UploadButton("Load a style file", file_types=[".safetensors"])
+
+    def _lay_out_many(self) -> None:
+        gr.Markdown(MANY)
+        with gr.Row():
+            with gr.Column(min_width=320):
+                self.files = gr.File(
+                    label="Photos", file_count="multiple", file_types=["image"], type="filepath", elem_id="files"
+                )
+            with gr.Column(min_width=320):
+                self.with_stories = gr.Checkbox(label="Tell a story about each")
+                self.many_style = gr.Dropdown(list(self.style_choices), value=STYLES[0], label="Style of the stories")
+                self.many_seed = gr.Textbox(label="Seed of the stories", placeholder="a new one", max_length=20)
+                self.many = gr.Button("Caption them", variant="primary", size="lg")
+                self.many_stop = gr.Button("Stop", variant="stop", size="lg", visible=False)
+                self.as_csv = gr.DownloadButton("Download the table (CSV)", interactive=False)
+        self.rows = gr.HTML(elem_id="rows")
+
+    # -- wiring -------------------------------------------------------------------------------------------------------
+
+    def _wire_telling(self) -> None:
         upload = {"preprocess": False}  # the photo component would open the file itself, and fail in its own words
-        inside = {"api_visibility": "private"}
-        shown = [self.seen, *self.sight_parts, self.story, self.note]
-        self.photo.change(self._see, self.photo, [*shown, self.photo], **upload, **models, **inside)
-        self.captions.input(show_words, [self.seen, self.captions], [self.words, self.heat], **inside)
-        self.words.input(show_heat, [self.seen, self.captions, self.words], self.heat, **inside)
+        inside, model = {"api_visibility": "private"}, {**MODELS, "api_visibility": "private"}
+        resting = [*self.idle, *self.table]
+        seen = [self.seen, self.captions]
+        telling = {"show_progress_on": self.story, **model, **upload}
+        self.photo.change(self.see, self.photo, [*seen, self.photo], show_progress_on=self.captions, **model, **upload)
         self.dice.click(lambda: str(random.randrange(10**6)), None, self.seed, **inside)
-        telling = self.tell.click(
-            self._write,
-            [self.photo, self.seen, self.style, self.seed],
-            [*shown, self.tell, self.stop],
-            show_progress_on=self.story,
-            scroll_to_output=True,
-            **upload,
-            **models,
-            **inside,
+        material = [self.photo, self.seen, self.visit, self.own, *self.wishes]
+        tell = self.tell.click(self.write, material, [*seen, *resting], scroll_to_output=True, **telling)
+        lucky = self.surprise_button.click(
+            self.surprise, self.photo, [self.style, self.second, self.seed, self.photo], **upload, **inside
+        ).then(self.write, material, [*seen, *resting], scroll_to_output=True, **telling)
+        material = [self.next_photo, self.own_sentence, self.visit, self.own, *self.wishes]
+        go = gr.on(
+            [self.go.click, self.own_sentence.submit],
+            self.go_further,
+            material,
+            [*resting, self.own_sentence, self.next_photo],
+            **telling,
         )
-        self.stop.click(lambda: self.idle, None, [self.tell, self.stop], cancels=telling, queue=False, **inside)
-        self.caption_button.click(
-            self.caption_endpoint, self.photo, self.result, api_name="caption", **upload, **models
-        )
-        wishes = [self.photo, self.style, self.seed_number]
-        self.tell_button.click(self.tell_endpoint, wishes, self.result, api_name="tell", **upload, **models)
+        stop = self.stop.click(self.stopped, self.visit, resting, cancels=[tell, lucky, go], queue=False, **inside)
+        undo = self.undo_button.click(self.undo, self.visit, self.table, **inside)
+        self.edit_button.click(self.open_edit, self.visit, [self.editing, self.edit_which, self.edit_text], **inside)
+        self.edit_which.input(self.passage, [self.visit, self.edit_which], self.edit_text, **inside)
+        save = self.edit_save.click(self.save_edit, [self.visit, self.edit_which, self.edit_text], self.table, **inside)
+        self.edit_cancel.click(lambda: gr.update(visible=False), None, self.editing, **inside)
+        self.changes = [tell, lucky, go, stop, undo, save]
 
-    # -- what the pipeline is asked -----------------------------------------------------------------------------------
+    def _wire_keeping(self) -> None:
+        inside = {"api_visibility": "private", "show_progress": "hidden"}
+        load = self.load_story.upload(self.load, [self.load_story, self.visit], self.table, **inside)
+        self.blocks.load(None, js=NAME_EXAMPLES)  # gradio gives their pictures no text
+        restored = self.blocks.load(self.restore, [self.kept, self.visit], self.table, **inside)
+        files = [self.as_markdown, self.as_page, self.as_json, self.kept]
+        for change in [*self.changes, load, restored]:
+            change.then(self.keep, self.visit, files, **inside)
+        done = gr.Checkbox(visible=False)
+        self.copy.click(None, None, done, js=COPY).then(self.copied, done, None, **inside)
 
-    def look(self, upload: dict | None) -> Seen:
-        photo = photo_source(upload)
-        image = load_image(photo)  # before the models are asked for, so that a broken file is told at once
-        return Seen(photo, self.get().caption([image])[0])
+    def _wire_looking(self) -> None:
+        inside = {"api_visibility": "private"}
+        words = [self.words, self.heat, self.strip]
+        photo = [self.sight, self.beams, self.scores, *words]
+        table = [self.visit, self.seen]
+        self.closer_tab.select(self.open_closer, table, [self.which, self.nothing, self.why, *photo], **inside)
+        self.which.input(self.show_photo, [*table, self.which], photo, **inside)
+        self.beams.input(self.show_words, [*table, self.which, self.beams], words, **inside)
+        self.words.input(self.show_heat, [*table, self.which, self.beams, self.words], self.heat, **inside)
 
-    def stream(self, seen: Seen, style: str, seed: str | float | None) -> Iterator[tuple[str, int]]:
-        """The growing story and the seed it grows from, drawn where none is given."""
-        try:
-            seed = random.randrange(10**6) if seed in (None, "") else int(seed)
-        except (TypeError, ValueError, OverflowError) as error:
-            raise PictaleError(f"The seed {seed} is not a whole number: enter one, or nothing.") from error
-        for text in self.get().stream(seen.captions, style=style, seed=seed):
-            yield text, seed
+    def _wire_rest(self) -> None:
+        inside, model = {"api_visibility": "private"}, {**MODELS, "api_visibility": "private"}
+        made = [self.own, self.style, self.second, self.many_style, self.style_made, self.style_file]
+        named = {**model, "api_name": "read_book"}  # `make_style` is the name that programs know
+        material = [self.book, self.pasted, self.style_name, self.own]
+        self.style_button.click(self.make_style, material, made, show_progress_on=self.style_made, **named)
+        self.style_upload.upload(self.load_style, [self.style_upload, self.own], made, **model)
+        rows = [self.rows, self.batch, self.as_csv, self.many, self.many_stop]
+        material = [self.files, self.with_stories, self.many_style, self.many_seed, self.own]
+        many = self.many.click(self.tell_many, material, rows, show_progress="hidden", **model)
+        self.many_stop.click(self.stopped_many, self.batch, rows, cancels=many, queue=False, **inside)
 
-    # -- for people ---------------------------------------------------------------------------------------------------
-
-    def _see(self, upload: dict | None) -> tuple:
-        """Captions as soon as there is a photo; what was said of the photo before goes, and so does a broken file."""
-        seen, photo = None, gr.skip()
-        try:
-            seen = None if upload is None else self.look(upload)
-        except PictaleError as error:
-            gr.Warning(sentence(error))
-            photo = None
-        return seen, *show_captions(seen), "", "", photo
-
-    def _write(self, upload: dict | None, seen: Seen | None, style: str, seed: str) -> Iterator[dict]:
-        """Captions if they are not there yet, then the story as it grows."""
-        yield {**self.busy, self.story: "", self.note: ""}
-        try:
-            if seen is None or seen.photo != photo_source(upload):
-                seen = self.look(upload)
-                yield {self.seen: seen, **dict(zip(self.sight_parts, show_captions(seen), strict=True))}
-            for story, used in self.stream(seen, style, seed):
-                note = f"{LABELS[style]}, seed {used}. Enter this seed to get the story again."
-                yield {self.story: story, self.note: note}
-        except PictaleError as error:
-            gr.Warning(sentence(error))
-        except Exception:
-            yield self.idle
-            raise
-        yield self.idle
-
-    # -- for programs -------------------------------------------------------------------------------------------------
-
-    def caption_endpoint(self, photo: dict) -> list[dict]:
-        """Captions of a photo, best first, each with its text and its mean log-probability a word."""
-        with errors_for_programs():
-            return [describe(caption) for caption in self.look(photo).captions]
-
-    def tell_endpoint(self, photo: dict, style: str, seed: float | None = None) -> Iterator[dict]:
-        """Captions and the growing story of a photo; the last result holds the whole story."""
-        with errors_for_programs():
-            seen = self.look(photo)
-            captions = [describe(caption) for caption in seen.captions]
-            for story, used in self.stream(seen, style, seed):
-                yield {"captions": captions, "style": style, "seed": used, "story": story}
+    def _offer_to_programs(self) -> None:
+        """Endpoints need components to be attached to; nobody sees these."""
+        upload = {"preprocess": False}
+        with gr.Row(visible=False):
+            photo, file, book = gr.Image(type="filepath"), gr.File(), gr.File()
+            style, kept_style, name = gr.Textbox(STYLES[0]), gr.Textbox(None), gr.Textbox("mine")
+            seed, strength = gr.Number(None, precision=0), gr.Number(1.0)
+            length, short = gr.Textbox("Medium"), gr.Textbox("Short")
+            story, sentence, text = gr.JSON(), gr.Textbox(None), gr.Textbox(None)
+            result, self.style_output, button = gr.JSON(), gr.File(), gr.Button()
+            offers = [
+                (self.caption_endpoint, [photo], result, "caption"),
+                (self.tell_endpoint, [photo, style, seed, strength, length, file], result, "tell"),
+                (
+                    self.continue_endpoint,
+                    [story, photo, sentence, kept_style, seed, strength, short, file],
+                    result,
+                    "continue_story",
+                ),
+                (self.make_style_endpoint, [book, text, name], [result, self.style_output], "make_style"),
+            ]
+            for function, inputs, outputs, api_name in offers:
+                button.click(function, inputs, outputs, api_name=api_name, **upload, **MODELS)
+        gr.api(self.predict_endpoint, api_name="predict", **MODELS)
 
 
 def theme() -> gr.themes.Base:
@@ -316,6 +397,8 @@ def theme() -> gr.themes.Base:
         button_primary_background_fill_dark=leather,
         block_label_background_fill="*primary_50",
         block_label_background_fill_dark="*neutral_700",
+        body_text_color_subdued="*neutral_600",
+        block_info_text_color="*neutral_600",
         block_label_text_color=leather,
         block_title_text_color=leather,
         checkbox_label_background_fill_selected=leather,
@@ -327,6 +410,13 @@ def theme() -> gr.themes.Base:
 
 if __name__ == "__main__":
     page = Page().blocks
-    page.queue().launch(theme=theme(), css=CSS, footer_links=["api", "settings"], prevent_thread_lock=True)
+    page.queue(max_size=MAX_WAITING).launch(
+        theme=theme(),
+        css=CSS,
+        footer_links=["api", "settings"],
+        max_file_size=MAX_UPLOAD,
+        mcp_server=importlib.util.find_spec("mcp") is not None,
+        prevent_thread_lock=True,
+    )
     threading.Thread(target=warm_up, daemon=True, name="warm-up").start()
     page.block_thread()

@@ -1,34 +1,44 @@
 """A pipeline without models, for the tests of the page: quick, deterministic, with the interface of `StoryPipeline`."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from modeling import Caption, StyleError
+from modeling import Candidate, Caption, Style, StyleError, load_image
+from modeling.continuation import StoryContinuation
+from modeling.story_types import StoryOptions, Written
+from modeling.styles import parse_style, split_passages
 
 STYLES = ("everyday", "romance", "adventure", "science_fiction", "mystery", "horror", "fairy_tale")
+ENCODER = "an encoder that is none"
 
 
-class FakePipeline:
-    """Names the mean colour of a photo, and tells of it in as many words as asked.
+class FakePipeline(StoryContinuation):
+    """Names the mean colour of a photo, and tells of it in as many words as asked, by the real mechanics of stories.
 
     Args:
-        words: length of the stories.
+        words: length of a passage.
         pause: seconds between two words.
         names: what is seen, one caption each.
     """
 
     def __init__(self, words: int = 40, pause: float = 0.0, names: tuple[str, ...] = ("thing", "shape", "light")):
         self.words, self.pause, self.names = words, pause, names
-        self.styles = dict.fromkeys(STYLES)
+        self.styles = {name: fake_style(name) for name in STYLES}
         self.photos: list[Image.Image] = []
+        self.calls: list[dict[str, Any]] = []
         self.written = 0
 
-    def caption(self, images: list[Image.Image], num_captions: int = 3) -> list[tuple[Caption, ...]]:
+    def caption(self, images: Any, num_captions: int = 3, num_beams: int = 3) -> list[tuple[Caption, ...]]:
+        images = [load_image(image) for image in (images if isinstance(images, list) else [images])]
         self.photos.extend(images)
         return [tuple(self._caption(image, name) for name in self.names[:num_captions]) for image in images]
+
+    def see(self, images: list[Any], options: StoryOptions) -> list[tuple[Caption, ...]]:
+        return self.caption(images, options.num_captions)
 
     def _caption(self, image: Image.Image, name: str) -> Caption:
         colour = "#{:02x}{:02x}{:02x}".format(*image.resize((1, 1), Image.Resampling.BOX).getpixel((0, 0)))
@@ -38,11 +48,43 @@ class FakePipeline:
             attention[place, place, 6 - place] = 0.52
         return Caption(" ".join(words), -0.5, words, attention)
 
-    def stream(self, captions: tuple[Caption, ...], style: str = "everyday", seed: int = 0) -> Iterator[str]:
-        if style not in self.styles:
-            raise StyleError(f"There is no style {style!r}: choose one of {', '.join(self.styles)}.")
-        words = [f"Seed {seed}, {style}: {captions[0].text}."] + [f"word{i}" for i in range(self.words)]
+    def check_style(self, style: Style) -> None:
+        style.check_encoder(ENCODER)
+
+    def make_style(
+        self, text: str, name: str, source: str = "", progress: Callable[[float, str], None] | None = None
+    ) -> Style:
+        passages = split_passages(text)
+        if len(passages) < 20:
+            raise StyleError(f"This text has {len(passages)} passages; a style needs at least 20.")
+        for done in range(3):
+            progress and progress(done / 3, "reading")
+            time.sleep(self.pause)
+        return fake_style(name, len(passages), source)
+
+    def tell(self, captions: Sequence[Caption], **options: Any) -> Any:
+        return type("Result", (), {"story": f"{options} {captions[0].text}"})
+
+    def _options(self, changes: Mapping[str, Any]) -> StoryOptions:
+        return StoryOptions(**changes)
+
+    def _style(self, style: Any) -> tuple[str, np.ndarray]:
+        return parse_style(style, self.styles)
+
+    def _material(self, story: Any, step: Any, sentence: str | None, options: StoryOptions) -> tuple[Any, list[str]]:
+        return np.zeros(4), ["thing", "colour"]
+
+    def _write_parts(self, given: list[str], seed: int, options: StoryOptions, **task: Any) -> Iterator[Written]:
+        self.calls.append({"given": given, "seed": seed, "options": options, **task})
+        words = [f"Seed {seed}, strength {options.strength:g}: {given[0] if given else 'nothing'}."]
+        words += [f"word{i}" for i in range(self.words)]
         for count in range(1, len(words) + 1):
             time.sleep(self.pause)
             self.written = count
-            yield " ".join(words[:count])
+            text = " ".join(words[:count])
+            scores = {"grounding": 0.5, "fluency": -2.0}
+            yield Written(text, ((Candidate(text, 1.0, scores), Candidate("Not this.", 0.5, scores)),))
+
+
+def fake_style(name: str, passages: int = 100, source: str = "nowhere") -> Style:
+    return Style(name, np.full(4, passages, np.float32), passages, source, ENCODER)

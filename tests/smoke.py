@@ -54,9 +54,9 @@ def visit(url: str, screenshot: Path, started: float) -> None:
         tell.wait_for()
         print(f"page      {time.monotonic() - started:5.1f} s", flush=True)
         page.locator("input[type=file]").first.set_input_files(PHOTO)
-        page.locator("#captions label").first.wait_for()
+        page.locator("#captions li").first.wait_for()
         print(f"captions  {time.monotonic() - started:5.1f} s", flush=True)
-        for caption in page.locator("#captions label").all_inner_texts():
+        for caption in page.locator("#captions li").all_inner_texts():
             print(f"    {caption.strip()}")
         page.get_by_label("Adventure").check()
         tell.click()
@@ -64,13 +64,16 @@ def visit(url: str, screenshot: Path, started: float) -> None:
         stop.wait_for()
         stop.wait_for(state="hidden")
         tell.wait_for()
-        story = page.locator("#story textarea").input_value()
+        story = "\n".join(page.locator("#story .passage").all_inner_texts())
         print(f"story     {time.monotonic() - started:5.1f} s\n    {story}", flush=True)
-        page.locator("#words label").nth(1).click()
-        page.locator("#sight img").wait_for()
-        page.wait_for_timeout(1000)
         screenshot.parent.mkdir(parents=True, exist_ok=True)
+        page.wait_for_timeout(500)
         page.screenshot(path=screenshot, full_page=True)
+        page.get_by_role("tab", name="Look closer").click()
+        page.locator("#words label").nth(1).click()
+        page.locator("#heat img").wait_for()
+        page.wait_for_timeout(1000)
+        page.screenshot(path=screenshot.with_stem(screenshot.stem + "-closer"), full_page=True)
         if len(story.split()) < 10:
             raise SystemExit("The page told no story.")
 

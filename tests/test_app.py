@@ -15,10 +15,11 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 
 import app
-from modeling import StoryPipeline, load_image
+from modeling import Story, StoryPipeline, load_image
+from modeling.page_programs import describe
 from tests.fakes import STYLES, FakePipeline
 from tests.serving import served
-from tests.tiny import save_tiny_pipeline
+from tests.tiny import BOOK, save_tiny_pipeline
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +44,11 @@ def refusal(client: Client, *arguments, api_name: str = "/tell", **keywords) -> 
     return str(caught.value)
 
 
-def test_only_the_two_endpoints_are_public(client):
+def test_what_is_public(client):
     endpoints = client.view_api(return_format="dict")["named_endpoints"]
-    assert set(endpoints) == {"/caption", "/tell"}
-    assert [parameter["parameter_name"] for parameter in endpoints["/tell"]["parameters"]] == ["photo", "style", "seed"]
+    assert set(endpoints) == {"/caption", "/tell", "/continue_story", "/make_style", "/predict"}
+    names = [parameter["parameter_name"] for parameter in endpoints["/tell"]["parameters"]]
+    assert names == ["photo", "style", "seed", "strength", "length", "style_file"]
 
 
 def test_caption(client, pipeline, example_photos):
@@ -68,7 +70,7 @@ def test_tell_streams_and_ends_with_the_whole_story(client, example_photos):
     assert len(steps) > 5
     assert all(later["story"].startswith(earlier["story"]) for earlier, later in zip(steps, steps[1:], strict=False))
     assert (final["style"], final["seed"]) == ("horror", 7)
-    assert final["story"].startswith("Seed 7, horror: a thing of colour")
+    assert final["story"].startswith("Seed 7, strength 1: a thing of colour")
     assert len(final["captions"]) == 3
 
 
@@ -78,6 +80,71 @@ def test_seed_repeats_and_is_drawn_where_none_is_given(client, example_photos):
     assert drawn["style"] == "everyday"
     assert client.predict(photo, "everyday", drawn["seed"], api_name="/tell")["story"] == drawn["story"]
     assert client.predict(photo, api_name="/tell")["seed"] != drawn["seed"]
+
+
+def test_wishes_of_a_program(client, example_photos, pipeline):
+    photo = handle_file(example_photos[0])
+    told = client.predict(photo, "romance:0.7,horror:0.3", 5, 1.5, "Long", api_name="/tell")
+    assert told["style"] == "romance:0.7,horror:0.3"
+    assert (pipeline.calls[-1]["options"].strength, pipeline.calls[-1]["options"].passages) == (1.5, 4)
+    assert "Short, Medium, Long" in refusal(client, photo, length="Endless")
+    assert "strength" in refusal(client, photo, strength=99)
+
+
+def test_continue_story(client, example_photos, pipeline):
+    first = client.predict(handle_file(example_photos[0]), "horror", 7, api_name="/tell")
+    job = client.submit(
+        first["record"], handle_file(example_photos[1]), "It was <b>late</b>.", seed=8, api_name="/continue_story"
+    )
+    final = job.result()
+    assert len(job.outputs()) > 5
+    assert final["story"].startswith(first["story"] + "\n\nIt was <b>late</b>.\n\nSeed 8,")
+    assert (final["style"], final["seed"]) == ("horror", 8)
+    assert final["captions"] != first["captions"]
+    again = client.predict(final["record"], seed=9, api_name="/continue_story")
+    assert again["story"].startswith(final["story"])
+    assert len(Story.from_json(json.dumps(again["record"])).passages) == 4
+    assert "not a story of Pictale" in refusal(client, {"a": 1}, api_name="/continue_story")
+
+
+def test_make_style(client, example_photos, tmp_path, pipeline):
+    book = tmp_path / "book.txt"
+    book.write_text(BOOK)
+    made, file = client.predict(handle_file(book), name="aunt may", api_name="/make_style")
+    assert (made["name"], made["source"]) == ("aunt may", "book.txt")
+    photo = handle_file(example_photos[0])
+    told = client.predict(photo, "aunt may:0.5,horror:0.5", 1, style_file=handle_file(file), api_name="/tell")
+    assert told["style"] == "aunt may:0.5,horror:0.5"
+    assert (pipeline.calls[-1]["style"] == (made["passages"] + 100) / 2).all()
+    assert "aunt may" in refusal(client, photo, "aunt may", 1)  # it was this call's alone
+    assert "aunt may" not in pipeline.styles
+    assert client.predict(text=BOOK, name="me", api_name="/make_style")[0]["passages"] == made["passages"]
+    for arguments, words in (
+        ({"text": "Too short."}, "at least 20"),
+        ({}, "no text yet"),
+        ({"text": BOOK, "name": "horror"}, "already"),
+    ):
+        assert words in refusal(client, api_name="/make_style", **arguments)
+
+
+def test_predict_has_the_shape_of_the_old_web_api(client, url, example_photos):
+    data = base64.b64encode(example_photos[0].read_bytes()).decode()
+    answer = client.predict(data, 5, api_name="/predict")
+    assert set(answer) == {"prediction"}
+    assert "'beam_width': 5" in answer["prediction"] and "thing of colour" in answer["prediction"]
+    event = httpx.post(f"{url}gradio_api/call/v2/predict", json={"data": data, "bw": 1}).json()["event_id"]
+    assert "prediction" in httpx.get(f"{url}gradio_api/call/v2/predict/{event}").text
+    assert "base64" in refusal(client, "%%%", 1, api_name="/predict")
+    assert "bw" in refusal(client, data, 0, api_name="/predict")
+
+
+def test_files_of_the_server_are_no_styles_or_books(url, tmp_path):
+    secret = tmp_path / "secret.txt"
+    secret.write_text(BOOK)
+    payload = {"path": str(secret), "meta": {"_type": "gradio.FileData"}}
+    event = httpx.post(f"{url}gradio_api/call/make_style", json={"data": [payload, None, "x"]}).json()["event_id"]
+    answer = httpx.get(f"{url}gradio_api/call/make_style/{event}").text
+    assert "event: error" in answer and "passages" not in answer
 
 
 def test_base64_photo(client, example_photos):
@@ -197,7 +264,7 @@ def test_untrained_pipeline_behind_the_page(example_photos, tmp_path):
         photo = handle_file(example_photos[0])
         result = client.predict(photo, "romance:0.7,horror:0.3", 5, api_name="/tell")
         captions = pipeline.caption(example_photos[0])[0]
-        assert result["captions"] == [app.describe(caption) for caption in captions]
+        assert result["captions"] == [describe(caption) for caption in captions]
         assert result["story"] == pipeline.tell(captions, style="romance:0.7,horror:0.3", seed=5).story
         assert "romance" in refusal(client, photo, "western")
         assert "seed" in refusal(client, photo, "romance", -1)

@@ -3,8 +3,8 @@
     python -m training.make_style --text dracula.txt --name "bram stoker" --output bram-stoker.safetensors
     python -m training.make_style --text my_books/ --name mine --output mine.safetensors
 
-`--text` takes a .txt or .md file or a folder of them, or a data set (folder of parquet files or Hub id) whose rows have
-`text`, `sentences` or `captions`; `--genre` then picks one genre, or all of them into a folder:
+`--text` takes a .txt, .md or .epub file or a folder of them, or a data set (folder of parquet files or Hub id) whose
+rows have `text`, `sentences` or `captions`; `--genre` then picks one genre, or all of them into a folder:
 
     python -m training.make_style --text books --genre all --output hub_configs/pictale-default/styles
 
@@ -24,8 +24,8 @@ from tqdm import tqdm
 from modeling.errors import PictaleError, StyleError
 from modeling.modeling_skip_thoughts import PictaleSkipThoughtsEncoder
 from modeling.styles import (
+    BOOK_SUFFIXES,
     MINIMUM_PASSAGES,
-    TEXT_SUFFIXES,
     Style,
     encode_passages,
     encoder_fingerprint,
@@ -77,7 +77,7 @@ def make(args: argparse.Namespace) -> list[tuple[Style, Path]]:
     encoder = PictaleSkipThoughtsEncoder.from_pretrained(args.encoder).eval()
     output = Path(args.output)
     place = Path(dataset_location(args.text))
-    is_text = place.is_file() or (place.is_dir() and any(f.suffix.lower() in TEXT_SUFFIXES for f in place.rglob("*")))
+    is_text = place.is_file() or (place.is_dir() and any(f.suffix.lower() in BOOK_SUFFIXES for f in place.rglob("*")))
     if args.genre or not is_text:
         styles = styles_from_dataset(args.text, encoder, None if args.genre in (None, "all") else args.genre)
         if len(styles) > 1:

@@ -98,16 +98,20 @@ class StoryPipeline(StoryContinuation, PhotoRetrieval, PipelineFiles):
         Raises:
             StyleError: it belongs to another encoder, or is called `caption`, as the mean of all captions is.
         """
+        self.check_style(style)
+        self._styles[style.name] = style
+
+    def check_style(self, style: Style) -> None:
+        """Raise StyleError unless stories can be told in this style, whether or not it is added."""
         if style.name == CAPTION_STYLE:
             raise StyleError("No style can be called 'caption': the mean of captions in general has that name.")
         style.check_encoder(self._fingerprint)
-        self._styles[style.name] = style
 
     def make_style(self, text: str | PathLike | Sequence[str], name: str, **kwargs: Any) -> Style:
         """A style from a text, in seconds; the pipeline does not keep it until `add_style`.
 
         Args:
-            text: The text itself or several; or, as a `Path`, a .txt or .md file or a folder of them.
+            text: The text itself or several; or, as a `Path`, a .txt, .md or .epub file or a folder of them.
             name: How it will be called.
             kwargs: `source`, `progress` and so on, see `modeling.styles.make_style`.
 

@@ -25,8 +25,9 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
+from .book_text import BOOK_SUFFIXES, read_book
 from .errors import StyleError
 from .fingerprints import encoder_fingerprint
 from .modeling_skip_thoughts import PictaleSkipThoughtsEncoder
@@ -34,7 +35,6 @@ from .text import directed_quotes, split_sentences
 
 MINIMUM_PASSAGES = 20
 PASSAGE_CHARACTERS = (60, 400)
-TEXT_SUFFIXES = (".txt", ".md")
 _NAME = re.compile(r"[\w][\w .'-]{0,39}")
 
 
@@ -62,6 +62,12 @@ class Style:
         """Write the style as one safetensors file; an existing file is replaced only when the new one is whole."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(path.name + ".writing")
+        temporary.write_bytes(self.to_bytes())
+        os.replace(temporary, path)
+
+    def to_bytes(self) -> bytes:
+        """What `save` writes."""
         metadata = {
             "format": "pictale-style",
             "name": self.name,
@@ -70,9 +76,7 @@ class Style:
             "encoder": self.encoder,
             "filter": json.dumps(self.filter),
         }
-        temporary = path.with_name(path.name + ".writing")
-        save_file({"vector": np.ascontiguousarray(self.vector, dtype=np.float32)}, temporary, metadata)
-        os.replace(temporary, path)
+        return save({"vector": np.ascontiguousarray(self.vector, dtype=np.float32)}, metadata)
 
     @classmethod
     def load(cls, path: str | Path) -> Style:
@@ -135,29 +139,18 @@ def split_passages(text: str, limits: tuple[int, int] = PASSAGE_CHARACTERS) -> l
 
 
 def read_texts(path: str | os.PathLike) -> list[str]:
-    """Contents of a .txt or .md file, or of all of them in a folder and those below it.
+    """Contents of a .txt, .md or .epub file, or of all of them in a folder and those below it.
 
     Raises:
         StyleError: no such file, not text, or a folder without any.
     """
     place = Path(path)
-    if place.is_file() and place.suffix.lower() not in TEXT_SUFFIXES:
-        raise StyleError(f"{path} is not a .txt or .md file: save the text as one of these.")
-    files = [place]
-    if place.is_dir():
-        files = [file for file in sorted(place.rglob("*")) if file.suffix.lower() in TEXT_SUFFIXES and file.is_file()]
+    if not place.is_dir():
+        return [read_book(place)]
+    files = [file for file in sorted(place.rglob("*")) if file.suffix.lower() in BOOK_SUFFIXES and file.is_file()]
     if not files:
-        raise StyleError(f"There is no .txt or .md file in {path}.")
-    texts = []
-    for file in files:
-        try:
-            content = file.read_bytes()
-        except OSError as error:
-            raise StyleError(f"The text {file} cannot be read ({error.strerror}): check its name.") from None
-        if b"\0" in content[:4096]:
-            raise StyleError(f"{file} is not plain text: save it as text in UTF-8.")
-        texts.append(content.decode("utf-8-sig", errors="replace"))
-    return texts
+        raise StyleError(f"There is no .txt, .md or .epub file in {path}.")
+    return [read_book(file) for file in files]
 
 
 def make_style(
