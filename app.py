@@ -300,7 +300,9 @@ class Page(PageEvents, PagePrograms):
         resting = [*self.idle, *self.table]
         seen = [self.seen, self.captions]
         telling = {"show_progress_on": self.story, **model, **upload}
-        self.photo.change(self.see, self.photo, [*seen, self.photo], show_progress_on=self.captions, **model, **upload)
+        self.photo.change(
+            self.see, self.photo, [*seen, self.photo, self.writer], show_progress_on=self.captions, **model, **upload
+        )
         self.dice.click(lambda: str(random.randrange(10**6)), None, self.seed, **inside)
         material = [self.photo, self.seen, self.visit, self.own, *self.wishes]
         tell = self.tell.click(self.write, material, [*seen, *resting], scroll_to_output=True, **telling)

@@ -82,6 +82,12 @@ def caption_table(captions: Sequence[Caption]) -> str:
     return f"<div class='table'><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>"
 
 
+def nearest_list(neighbours: Sequence[tuple[str, float, int]]) -> str:
+    """Sentences of the bank that a photo brings to mind, nearest first, each with its cosine."""
+    items = "".join(f"<li>{_letters(text)} <small>({cosine:.2f})</small></li>" for text, cosine, _ in neighbours)
+    return f"<p>What it brings to mind, and how near that is (1: the same)</p><ol>{items}</ol>"
+
+
 def why_this_story(passages: Sequence[Passage]) -> str:
     """For each sentence of a story the best candidates with all their scores, the one that was taken first."""
     parts = []

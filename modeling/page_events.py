@@ -23,13 +23,15 @@ from .batch import BatchRow, rows_html, rows_to_csv, tell_many
 from .book_text import read_book
 from .errors import ImageError, PictaleError, StoryError, StyleError
 from .images import load_image
-from .look_closer import caption_list, caption_table, why_this_story, word_figure, word_strip
+from .look_closer import caption_list, caption_table, nearest_list, why_this_story, word_figure, word_strip
 from .story_html import story_html, story_page, style_in_words
 from .styles import Style
 from .visit import OwnStyles, Seen, Visit, Wishes, add_style, find_style
 
 MAX_KEPT_IN_BROWSER = 2_000_000  # characters; browsers have room for about five million
 MAX_BATCH = 100
+NEAREST = 5  # sentences that a photo brings to mind
+WRITERS = {"decoder": "The story decoder: it invents", "bookshelf": "The bookshelf: a page of a real novel"}
 EMPTY_STORY = (
     '<p class="empty">Choose a photo and a style, then press “Tell me a story”. '
     "Or press “Surprise me”, and everything is chosen for you.</p>"
@@ -97,7 +99,14 @@ class PageEvents:
         except PictaleError as error:
             gr.Warning(sentence(error))
             updates = {self.photo: None}
+        if seen is not None:
+            updates = {self.writer: self.writers()}
         return {self.seen: seen, self.captions: caption_list(seen.captions) if seen else "", **updates}
+
+    def writers(self) -> dict:
+        """The writers that this server has, for those who want another than the story decoder."""
+        names = [name for name in WRITERS if self.get().has_writer(name)]
+        return gr.update(choices=[(WRITERS[name], name) for name in names], visible=len(names) > 1)
 
     def write(self, upload: dict | None, seen: Seen | None, visit: Visit, own: OwnStyles, *wishes: Any) -> Iterator:
         """Captions if they are not there yet, then the story as it grows."""
@@ -232,9 +241,18 @@ class PageEvents:
         return {
             self.sight: gr.update(visible=bool(captions)),
             self.beams: gr.update(choices=[(c.text, i) for i, c in enumerate(captions)], value=0 if captions else None),
-            self.scores: caption_table(captions),
+            self.scores: caption_table(captions) + self.remembered(photos[which][1] if captions else None),
             **self.show_words(visit, seen, which, 0),
         }
+
+    def remembered(self, seen: Seen | None) -> str:
+        """What a photo brings to mind, where the pipeline has a bank of sentences."""
+        pipe = self.get()
+        if seen is None or not pipe.can_retrieve:
+            return ""
+        with said_on_the_page():
+            return nearest_list(pipe.nearest_sentences(load_image(seen.photo), k=NEAREST)[0])
+        return ""
 
     def show_words(self, visit: Visit, seen: Seen | None, which: int | None, caption: int) -> dict:
         """The words of a caption; the map waits for one to be chosen."""

@@ -20,7 +20,7 @@ import torch
 
 from .bookshelf import Bookshelf
 from .continuation import StoryContinuation
-from .errors import PictaleError, StyleError
+from .errors import ModelFolderError, PictaleError, StyleError
 from .image_processing_captioner import PictaleImageProcessor
 from .images import load_image
 from .modeling_captioner import PictaleCaptionerForConditionalGeneration
@@ -242,6 +242,15 @@ class StoryPipeline(StoryContinuation, PhotoRetrieval, PipelineFiles):
         words = tuple(writer.known(content)) if options.content_words else ()
         *_, written = writer.write(PassageTask(thought, Wish(seen, style, words), previous, seed, options))
         return written
+
+    def has_writer(self, name: str) -> bool:
+        """Whether a writer is there and can write: the bookshelf needs its file."""
+        try:
+            if name == "bookshelf":
+                self.writers[name].prepare()
+            return name in self.writers
+        except (KeyError, ModelFolderError):
+            return False
 
     def _writer(self, options: StoryOptions) -> Writer:
         if options.writer not in self.writers:

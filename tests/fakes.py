@@ -31,6 +31,7 @@ class FakePipeline(StoryContinuation):
         self.photos: list[Image.Image] = []
         self.calls: list[dict[str, Any]] = []
         self.written = 0
+        self.can_retrieve = True
 
     def caption(self, images: Any, num_captions: int = 3, num_beams: int = 3) -> list[tuple[Caption, ...]]:
         images = [load_image(image) for image in (images if isinstance(images, list) else [images])]
@@ -47,6 +48,12 @@ class FakePipeline(StoryContinuation):
         for place in range(len(words)):
             attention[place, place, 6 - place] = 0.52
         return Caption(" ".join(words), -0.5, words, attention)
+
+    def has_writer(self, name: str) -> bool:
+        return name in ("decoder", "bookshelf")
+
+    def nearest_sentences(self, image: Image.Image, k: int) -> list[list[tuple[str, float, int]]]:
+        return [[(f"Something like {name}.", 0.5, 0) for name in self.names[:k]]]
 
     def check_style(self, style: Style) -> None:
         style.check_encoder(ENCODER)

@@ -129,7 +129,10 @@ def test_wishes(page, example_photos, pipeline):
     page.get_by_label("number input for Strength of the style").press("Enter")
     page.get_by_label("Long").check()
     page.locator("#seed input, #seed textarea").fill("11")
-    text = tell(page, example_photos[0])
+    upload(page, example_photos[0])
+    page.get_by_label("The bookshelf").check()
+    text = tell(page)
+    assert "written by bookshelf" in text
     assert "Everyday 70 %, Romance 30 % at strength 1.5 · seed 11" in text
     assert (pipeline.calls[-1]["options"].strength, pipeline.calls[-1]["options"].passages) == (1.5, 4)
 
@@ -174,6 +177,7 @@ def test_look_closer(page, example_photos):
     assert strip.nth(1).inner_text().strip() == "thing"
     assert "for “thing” it looked at the top on the right" in strip.nth(1).locator("img").get_attribute("alt")
     assert "-0.50" in page.locator("#scores").inner_text()
+    assert "Something like thing. (0.50)" in page.locator("#scores").inner_text()
     assert page.locator("#why tbody tr").all_inner_texts()[1].startswith("Not this.")
 
     words.nth(1).click()
