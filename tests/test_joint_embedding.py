@@ -121,7 +121,13 @@ def test_another_backbone_is_refused_in_one_sentence(captioner):
     assert "\n" not in str(error.value)
     half = tiny_captioner().half().float()  # a folder of float16 weights holds the same backbone
     assert backbone_fingerprint(half.encoder.backbone) == backbone_fingerprint(captioner.encoder.backbone)
-    model.look_through(half)
+    with torch.no_grad():
+        weight = half.encoder.backbone.stem.conv.weight
+        weight.flatten()[0] = 0.0
+        before = backbone_fingerprint(half.encoder.backbone)
+        weight.flatten()[0] = -0.0  # as rounding to float16 leaves what was below zero
+    assert backbone_fingerprint(half.encoder.backbone) == before != backbone_fingerprint(captioner.encoder.backbone)
+    model.look_through(tiny_captioner().half().float())
 
 
 def test_a_frozen_skip_thought_encoder_can_be_the_reader(captioner, features):
