@@ -33,7 +33,8 @@ from safetensors.numpy import save_file
 
 from .errors import ModelFolderError
 from .story_types import Source
-from .text import content_words
+from .text import is_content_word
+from .tokenization import split_words
 from .word_forms import base_form
 
 BOOKSHELF_FILE = "bookshelf.safetensors"
@@ -207,11 +208,15 @@ class Bookshelf:
     def words(self) -> dict[str, np.ndarray]:
         """For each base form of a content word the passages that have it, rising."""
         found: dict[str, list[int]] = {}
-        forms: dict[str, str] = {}
+        forms: dict[str, str] = {}  # "" for words that are none of content
         for i, passage in enumerate(self.passages):
-            words = content_words([passage])
-            for form in {forms.get(w) or forms.setdefault(w, base_form(w)) for w in words}:
-                found.setdefault(form, []).append(i)
+            words = set(split_words(passage, lowercase=True))
+            for word in words:
+                if word not in forms:
+                    forms[word] = base_form(word) if is_content_word(word) else ""
+            for form in {forms[word] for word in words}:
+                if form:
+                    found.setdefault(form, []).append(i)
         return {form: np.array(rows, np.int32) for form, rows in found.items()}
 
     def recall(self, wanted: Iterable[str]) -> np.ndarray:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
+from collections.abc import Mapping
 
+import torch
 from torch import nn
 
 
@@ -15,18 +17,20 @@ def encoder_fingerprint(encoder: nn.Module) -> str:
     Args:
         encoder: a sentence encoder or joint embedding; its config has `hidden_size` and `vocab_size`.
     """
-    return _fingerprint(encoder, [encoder.config.hidden_size, encoder.config.vocab_size])
+    return _fingerprint(encoder.state_dict(), [encoder.config.hidden_size, encoder.config.vocab_size])
 
 
 def backbone_fingerprint(backbone: nn.Module) -> str:
     """The same of an image backbone, BatchNorm statistics included, counters of batches not."""
-    return _fingerprint(backbone, ["backbone"], floats_only=True)
+    # what is too small for float16 becomes 0 or -0, and training a model around a frozen backbone may turn one into the
+    # other: adding 0 makes them the same
+    floats = {name: tensor.half() + 0.0 for name, tensor in backbone.state_dict().items() if tensor.is_floating_point()}
+    return _fingerprint(floats, ["backbone"])
 
 
-def _fingerprint(module: nn.Module, header: list[int | str], floats_only: bool = False) -> str:
+def _fingerprint(weights: Mapping[str, torch.Tensor], header: list[int | str]) -> str:
     digest = hashlib.sha256(json.dumps(header).encode())
-    for name, tensor in sorted(module.state_dict().items()):
-        if tensor.is_floating_point() or not floats_only:
-            values = tensor.detach().cpu().half().contiguous().numpy()
-            digest.update(name.encode() + zlib.crc32(values.tobytes()).to_bytes(4, "big"))
+    for name, tensor in sorted(weights.items()):
+        values = tensor.detach().cpu().half().contiguous().numpy()
+        digest.update(name.encode() + zlib.crc32(values.tobytes()).to_bytes(4, "big"))
     return digest.hexdigest()[:12]
