@@ -78,10 +78,11 @@ body:not(.dark) button[role=tab].selected {{color: var(--primary-800)}}
 .origin, figcaption, #story figcaption {{font-size: .8rem; color: var(--body-text-color-subdued); margin: .3rem 0}}
 #captions ol {{padding-left: 1.3rem; list-style: decimal}}
 #beams .wrap {{flex-direction: column}}
-#heat img {{width: 100%; border-radius: 4px}}
+#heat img {{max-width: 100%; max-height: 560px; border-radius: 4px}}
 .strip {{display: grid; grid-template-columns: repeat(auto-fill, minmax(110px, 1fr)); gap: .6rem}}
 .strip figure {{margin: 0}}
 .table {{overflow-x: auto}}
+.table th, .table td {{border-color: var(--border-color-primary) !important; padding: .4rem .7rem !important}}
 .table td:first-child {{min-width: 16rem}}
 #examples .gallery {{display: grid; grid-template-columns: repeat(auto-fill, minmax(72px, 1fr))}}
 #examples .container {{width: 100%; max-width: none; height: auto; max-height: none}}
