@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -152,6 +153,13 @@ def test_a_resumed_run_equals_an_uninterrupted_one(workshop, trained_encoder, tm
     assert whole.keys() == cut.keys()
     for name in whole:
         torch.testing.assert_close(whole[name], cut[name], rtol=0, atol=1e-6)
+
+
+def test_a_decoder_that_went_on_from_another_is_resumed(trained_encoder, trained_decoder, tmp_path):
+    changes = [f"initial={trained_decoder / 'best'}", "training.evaluate_every=2", "training.save_every=2"]
+    recipe = partial(story_recipe, tmp_path / "out", trained_encoder / "best", *changes)
+    train_story_decoder.run(recipe("training.max_steps=2"))
+    assert train_story_decoder.run(recipe("training.max_steps=4"), resume=True).steps == 4
 
 
 STREAMED = ["data.streaming=true", "data.buffer_sentences=150", "data.held_out_every=5", "data.batch_tokens=300"]

@@ -127,7 +127,7 @@ def prepare_tokenizer(
     A run that starts from the weights in `initial` keeps their vocabulary.
     """
     if resume or initial:
-        return AutoTokenizer.from_pretrained(folder if resume else initial)
+        return AutoTokenizer.from_pretrained(initial or folder)
     texts = (s for s, held in zip(corpus.sentences, corpus.held_out, strict=True) if not held)
     return build_tokenizer(texts, data, folder, lowercase, vocabulary)
 

@@ -91,7 +91,7 @@ class PictaleSkipThoughtsEncoder(SentenceEncoderMixin, PictaleSkipThoughtsPreTra
     Example:
         >>> encoder = PictaleSkipThoughtsEncoder.from_pretrained("hub_configs/skip-thoughts-books")
         >>> encoder.encode(["A dog runs on the beach.", "Two children play."]).shape
-        (2, 640)
+        (2, 768)
     """
 
     def __init__(self, config: PictaleSkipThoughtsConfig) -> None:

@@ -118,7 +118,7 @@ class PictaleStoryDecoderForConditionalGeneration(PreTrainedModel, GenerationMix
     """Writes a passage from a thought vector.
 
     Example:
-        >>> thought = torch.from_numpy(encoder.encode(["A dog runs on the beach."]))          # [1, 640]
+        >>> thought = torch.from_numpy(encoder.encode(["A dog runs on the beach."]))          # [1, 768]
         >>> ids = decoder.generate(thought, do_sample=True, top_p=0.9, max_new_tokens=60)
         >>> clean_text(tokenizer.decode(ids[0], skip_special_tokens=True))
     """
