@@ -229,4 +229,4 @@ def test_command_line_tells_what_is_wrong(data, tmp_path, capsys, arguments):
 
 def test_a_folder_without_a_model_is_told_in_a_sentence(data, tmp_path, capsys):
     assert evaluate_sentences.main(["--model", str(tmp_path / "none"), "--data", str(data), "--tasks", "cr"]) == 2
-    assert capsys.readouterr().err.startswith("Error: The sentence encoder folder")
+    assert capsys.readouterr().err.startswith("Error: The sentence encoder ")

@@ -57,7 +57,7 @@ def upload(page, path: Path) -> None:
 
 def wait_for_story(page, pattern: str) -> str:
     page.wait_for_function(
-        "pattern => new RegExp(pattern, 's').test(document.querySelector('#story').innerText)", arg=pattern
+        "pattern => new RegExp(pattern, 's').test(document.querySelector('#story')?.innerText)", arg=pattern
     )
     return page.locator("#story").inner_text()
 
@@ -235,7 +235,7 @@ def test_a_new_story_does_not_lose_the_one_before(page, example_photos):
     first = tell(page, example_photos[0])
     assert tell(page) != first
     page.get_by_role("button", name="Undo").click()
-    page.wait_for_function("text => document.querySelector('#story').innerText == text", arg=first)
+    page.wait_for_function("text => document.querySelector('#story')?.innerText == text", arg=first)
 
 
 def test_keep_and_load(browser, url, example_photos, tmp_path):

@@ -116,14 +116,17 @@ class PipelineFiles:
         description = read_pipeline_file(folder)
         parts = [*MODELS, *({EMBEDDING} & description["components"].keys())]
         places = {part: component_folder(folder, description["components"][part], part, **hub) for part in parts}
-        devices = _devices(device, device_map)
+        devices, wanted = _devices(device, device_map), _dtype(dtype)
 
         def tokenizer(part: str) -> Any:
             load = PreTrainedTokenizerFast.from_pretrained
             return load_component(load, places[part], f"{part}'s tokenizer", weights=False)
 
         models = {
-            part: load_component(model.from_pretrained, places[part], part, dtype=_dtype(dtype)).to(devices[part])
+            # the encoder in full precision: rounded to bfloat16 it would no longer be the one that the styles know
+            part: load_component(
+                model.from_pretrained, places[part], part, dtype=torch.float32 if part == "encoder" else wanted
+            ).to(devices[part])
             for part, model in MODELS.items()
         }
         pipe = cls(
@@ -138,8 +141,10 @@ class PipelineFiles:
             bookshelf=folder / BOOKSHELF_FILE,
             **models,
         )
+        if isinstance(wanted, torch.dtype):
+            pipe.encoder.to(wanted)
         if EMBEDDING in places:
-            pipe.load_embedding(places[EMBEDDING], devices["captioner"], dtype=_dtype(dtype))
+            pipe.load_embedding(places[EMBEDDING], devices["captioner"], dtype=wanted)
         return pipe
 
     def save_pretrained(self: StoryPipeline, folder: str | Path, repo_id: str | None = None) -> Path:
