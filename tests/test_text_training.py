@@ -92,6 +92,8 @@ def test_evaluation_weighs_every_word_the_same_and_changes_nothing(
     perplexities = [v for k, v in figures.items() if k.startswith("perplexity_")]
     assert figures["loss"] == pytest.approx(np.log(perplexities).mean())
     assert not (tmp_path / "out" / "best").exists()
+    there = story_recipe(trained_decoder, trained_encoder / "best", f"initial={trained_decoder / 'best'}")
+    assert train_story_decoder.run(there, evaluate_only=True) == figures  # where a run has been
     logged = [json.loads(line) for line in (trained_decoder / "log.jsonl").read_text().splitlines()]
     assert figures["loss"] == pytest.approx(min(r["loss"] for r in logged if "evaluation_s" in r), abs=1e-3)
 

@@ -71,8 +71,8 @@ def padded_in_corpus_order(encoder: PictaleSkipThoughtsEncoder, sentences: list[
     """What `encode` does, without sorting and packing: the baseline."""
     vectors = []
     for start in range(0, len(sentences), PADDED_BATCH):
-        encodings = tokenizer.backend_tokenizer.encode_batch_fast(sentences[start : start + PADDED_BATCH])
-        ids = torch.from_numpy(pad_ids([e.ids for e in encodings])).to(encoder.device)
+        flat, starts = encoder._token_ids(sentences[start : start + PADDED_BATCH], tokenizer)  # over-long ones cut
+        ids = torch.from_numpy(pad_ids(np.split(flat, starts[1:-1]))).to(encoder.device)
         vectors.append(torch.nn.functional.normalize(encoder(ids).thought, dim=-1).cpu().numpy())
     return np.concatenate(vectors)
 

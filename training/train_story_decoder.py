@@ -296,7 +296,9 @@ def run(recipe: StoryRecipe, resume: bool = False, evaluate_only: bool = False) 
     data = recipe.data
     sources = [from_dict(TextSource, s, "data.sources") for s in data.sources]
     corpus = load_corpus(sources, data.cache_dir)
-    output = prepare_output_dir(recipe.training.output_dir, resume)
+    output = Path(recipe.training.output_dir)
+    if not evaluate_only:  # which writes nothing, so another run's folder is no hindrance
+        prepare_output_dir(output, resume)
     tokenizer = prepare_tokenizer(corpus, data, output / "tokenizer", resume, lowercase=False, initial=recipe.initial)
     store = tokenize_corpus(corpus.sentences, tokenizer)
     encoder = PictaleSkipThoughtsEncoder.from_pretrained(data.encoder).eval()
