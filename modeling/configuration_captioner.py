@@ -65,6 +65,7 @@ class PictaleCaptionerConfig(PreTrainedConfig):
         label_smoothing (float, default 0.1): share of the target spread over the vocabulary; with adaptive words over
             the softmax or softmaxes that the target belongs to.
         attention_penalty (float, default 1.0): weight of the doubly stochastic penalty mean_i (1 - sum_t alpha_ti)^2.
+        backbone_fingerprint (str): of the backbone's weights saved beside it (`modeling.fingerprints`).
 
     Raises:
         ModelFolderError: an option that does not exist or does not fit the others.
@@ -107,6 +108,7 @@ class PictaleCaptionerConfig(PreTrainedConfig):
         output_dropout: float = 0.5,
         label_smoothing: float = 0.1,
         attention_penalty: float = 1.0,
+        backbone_fingerprint: str = "",
         **kwargs,
     ):
         self.vocab_size = vocab_size
@@ -141,6 +143,7 @@ class PictaleCaptionerConfig(PreTrainedConfig):
         self.output_dropout = output_dropout
         self.label_smoothing = label_smoothing
         self.attention_penalty = attention_penalty
+        self.backbone_fingerprint = backbone_fingerprint
         defaults = {
             "is_encoder_decoder": True,
             "pad_token_id": 0,

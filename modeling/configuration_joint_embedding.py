@@ -29,6 +29,7 @@ class PictaleJointEmbeddingConfig(PreTrainedConfig):
         image_dropout, sentence_dropout: On pooled features; on word vectors and on the last state.
         word_dropout: Share of words that training reads as unknown.
         max_tokens: Tokens of a sentence that are read, `<s>` and `</s>` included.
+        fingerprint: Of the weights saved beside it (`fingerprints.encoder_fingerprint`), written with them.
 
     Raises:
         ModelFolderError: an option that does not exist.
@@ -53,6 +54,7 @@ class PictaleJointEmbeddingConfig(PreTrainedConfig):
         sentence_dropout: float = 0.3,
         word_dropout: float = 0.1,
         max_tokens: int = 40,
+        fingerprint: str = "",
         **kwargs,
     ) -> None:
         if sentence_encoder not in SENTENCE_ENCODERS:
@@ -75,6 +77,7 @@ class PictaleJointEmbeddingConfig(PreTrainedConfig):
         self.sentence_dropout = sentence_dropout
         self.word_dropout = word_dropout
         self.max_tokens = max_tokens
+        self.fingerprint = fingerprint
         defaults = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "unk_token_id": 3}
         super().__init__(**{**defaults, **kwargs})
 

@@ -26,6 +26,7 @@ F backbone channels, C context, A attention, H hidden, E word vector, W what the
 from __future__ import annotations
 
 from dataclasses import dataclass
+from os import PathLike
 
 import torch
 from torch import nn
@@ -39,6 +40,7 @@ from .captioner_decoder import CaptionerDecoder, LSTMState, StateProjection
 from .captioner_encoder import CaptionerEncoder, CaptionerEncoderOutput
 from .captioner_scheduled_sampling import OwnWords, TrainingSteps, truth_probability
 from .configuration_captioner import PictaleCaptionerConfig
+from .fingerprints import backbone_fingerprint
 
 IGNORE_INDEX = -100
 ROW_UNIT = 16
@@ -207,6 +209,11 @@ class PictaleCaptionerForConditionalGeneration(PreTrainedModel, GenerationMixin)
         self.eval()
         self.encoder.prepare_for_inference()
         return self
+
+    def save_pretrained(self, save_directory: str | PathLike, **kwargs) -> None:
+        """As every model's; the fingerprint of the backbone goes with the config."""
+        self.config.backbone_fingerprint = backbone_fingerprint(self.encoder.backbone, self.config)
+        super().save_pretrained(save_directory, **kwargs)
 
     def forward(
         self,

@@ -114,10 +114,15 @@ class PictaleJointEmbedding(PreTrainedModel):
         """Twelve hex digits of these weights, which a caption bank made with them carries."""
         return encoder_fingerprint(self)
 
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
+        """As every model's; the fingerprint goes with the config."""
+        self.config.fingerprint = self.fingerprint()
+        super().save_pretrained(save_directory, **kwargs)
+
     def check_backbone(self, captioner: nn.Module) -> None:
         """Raise ModelFolderError unless the captioner's backbone has the weights whose features this model knows."""
         expected, encoder = self.config.backbone_fingerprint, captioner.encoder
-        found = backbone_fingerprint(encoder.backbone)
+        found = backbone_fingerprint(encoder.backbone, captioner.config)
         if encoder.backbone.channels != self.config.feature_size or expected not in ("", found):
             raise ModelFolderError(
                 f"This joint embedding was trained on the features of another backbone ({self.config.backbone}, "

@@ -116,6 +116,7 @@ class PictaleOriginalSkipThoughtsEncoder(PreTrainedModel):
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
         """As every model, and the word tables with it (but not onto themselves)."""
         tables = {part: self.table(part) for part in self.parts}
+        self.config.fingerprint = self.fingerprint()
         super().save_pretrained(save_directory, **kwargs)
         for part, table in tables.items():
             source, target = Path(table.filename), Path(save_directory) / TABLES[part]

@@ -116,17 +116,14 @@ class PipelineFiles:
         description = read_pipeline_file(folder)
         parts = [*MODELS, *({EMBEDDING} & description["components"].keys())]
         places = {part: component_folder(folder, description["components"][part], part, **hub) for part in parts}
-        devices, wanted = _devices(device, device_map), _dtype(dtype)
+        devices, dtype = _devices(device, device_map), _dtype(dtype)
 
         def tokenizer(part: str) -> Any:
             load = PreTrainedTokenizerFast.from_pretrained
             return load_component(load, places[part], f"{part}'s tokenizer", weights=False)
 
         models = {
-            # the encoder in full precision: rounded to bfloat16 it would no longer be the one that the styles know
-            part: load_component(
-                model.from_pretrained, places[part], part, dtype=torch.float32 if part == "encoder" else wanted
-            ).to(devices[part])
+            part: load_component(model.from_pretrained, places[part], part, dtype=dtype).to(devices[part])
             for part, model in MODELS.items()
         }
         pipe = cls(
@@ -141,10 +138,8 @@ class PipelineFiles:
             bookshelf=folder / BOOKSHELF_FILE,
             **models,
         )
-        if isinstance(wanted, torch.dtype):
-            pipe.encoder.to(wanted)
         if EMBEDDING in places:
-            pipe.load_embedding(places[EMBEDDING], devices["captioner"], dtype=wanted)
+            pipe.load_embedding(places[EMBEDDING], devices["captioner"], dtype=dtype)
         return pipe
 
     def save_pretrained(self: StoryPipeline, folder: str | Path, repo_id: str | None = None) -> Path:

@@ -20,7 +20,7 @@ from modeling.errors import DataError
 from modeling.image_processing_captioner import PictaleImageProcessor
 from modeling.modeling_captioner import PictaleCaptionerForConditionalGeneration
 from training import feature_cache
-from training.feature_cache import decode_image, open_cache, readable_size
+from training.feature_cache import decode_image, open_cache, readable_size, weights_fingerprint
 
 OPTIONS = {"width": 0.25, "depth": 0.3, "head_channels": 24}
 
@@ -67,6 +67,16 @@ def stop_after(encoder, batches):
 
     encoder.extract = limited
     return calls
+
+
+def test_backbones_that_see_the_same_share_a_cache(encoder):
+    first = weights_fingerprint(encoder.backbone)
+    weight = encoder.backbone.stem.conv.weight
+    with torch.no_grad():
+        weight[0, 0, 0, 0] = 0.0
+        zero = weights_fingerprint(encoder.backbone)
+        weight[0, 0, 0, 0] = -0.0
+    assert weights_fingerprint(encoder.backbone) == zero != first
 
 
 def test_content_is_the_encoders_and_the_mirror_is_the_mirrored_picture(tmp_path, encoder, processor, images):

@@ -5,7 +5,13 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from modeling import ImageError, ModelFolderError, PictaleJointEmbedding, PictaleJointEmbeddingConfig
+from modeling import (
+    ImageError,
+    ModelFolderError,
+    PictaleCaptionerForConditionalGeneration,
+    PictaleJointEmbedding,
+    PictaleJointEmbeddingConfig,
+)
 from modeling.fingerprints import backbone_fingerprint, encoder_fingerprint
 from tests.tiny import tiny_captioner, tiny_embedding, tiny_encoder, tiny_tokenizer
 
@@ -128,6 +134,17 @@ def test_another_backbone_is_refused_in_one_sentence(captioner):
         weight.flatten()[0] = -0.0  # as rounding to float16 leaves what was below zero
     assert backbone_fingerprint(half.encoder.backbone) == before != backbone_fingerprint(captioner.encoder.backbone)
     model.look_through(tiny_captioner().half().float())
+
+
+def test_a_captioner_and_its_embedding_belong_together_in_bfloat16(captioner, tmp_path):
+    model = tiny_embedding(captioner)
+    for name, part in (("captioner", captioner), ("embedding", model)):
+        part.save_pretrained(tmp_path / name)
+    eyes = PictaleCaptionerForConditionalGeneration.from_pretrained(tmp_path / "captioner", dtype=torch.bfloat16)
+    rounded = PictaleJointEmbedding.from_pretrained(tmp_path / "embedding", dtype=torch.bfloat16)
+    assert rounded.fingerprint() == model.fingerprint()
+    vectors = rounded.look_through(eyes).embed_images(pixel_values=torch.rand(2, 3, 64, 64))
+    assert vectors.shape == (2, 6) and rounded.dtype == eyes.dtype == torch.bfloat16
 
 
 def test_a_frozen_skip_thought_encoder_can_be_the_reader(captioner, features):

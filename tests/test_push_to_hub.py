@@ -16,7 +16,7 @@ from modeling import StoryPipeline
 from modeling.errors import ModelFolderError
 from tests.conftest import REPOSITORY
 from tests.support.hub_server import TOKEN, running_hub
-from tests.tiny import save_tiny_pipeline, tiny_pipeline
+from tests.tiny import BOOK, save_tiny_pipeline, tiny_pipeline
 from training.model_card import FIGURES_FILE, add_report, fingerprint, first_card, read_figures
 from training.push_to_hub import main, problems, stage
 
@@ -277,7 +277,10 @@ def test_save_pretrained_keeps_everything(tmp_path):
     with pytest.raises(ModelFolderError, match="not a Hub id"):
         pipe.push_to_hub("no id")
     half = StoryPipeline.from_pretrained(tmp_path / "moved", dtype="bfloat16")
-    assert {p.dtype for p in half.decoder.parameters()} == {torch.bfloat16}
+    assert {p.dtype for part in (half.encoder, half.decoder) for p in part.parameters()} == {torch.bfloat16}
+    half.add_style(half.make_style(BOOK, "mine"))
+    half.save_pretrained(tmp_path / "half")
+    assert "mine" in StoryPipeline.from_pretrained(tmp_path / "half").styles  # in float32 again, the same encoder
     for wrong in ({"dtype": "float31"}, {"device": "cpu", "device_map": "cpu"}, {"device_map": {"writer": "cpu"}}):
         with pytest.raises(ModelFolderError):
             StoryPipeline.from_pretrained(tmp_path / "moved", **wrong)

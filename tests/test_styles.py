@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+import torch
 
-from modeling import Style, StyleError, make_style
+from modeling import PictaleSkipThoughtsEncoder, Style, StyleError, make_style
 from modeling.styles import (
     MINIMUM_PASSAGES,
     encode_passages,
@@ -81,6 +82,21 @@ def test_the_fingerprint_knows_encoders_apart_but_not_precisions():
     first = encoder_fingerprint(tiny_encoder())
     assert first == encoder_fingerprint(tiny_encoder()) == encoder_fingerprint(tiny_encoder().half())
     assert first != encoder_fingerprint(tiny_encoder(seed=1))
+
+
+def test_a_saved_encoder_is_the_same_in_bfloat16(tmp_path):
+    """Rounded weights have lost what the fingerprint is made of; the config has kept it."""
+    first = encoder_fingerprint(tiny_encoder())
+    tiny_encoder().save_pretrained(tmp_path / "full")
+    rounded = PictaleSkipThoughtsEncoder.from_pretrained(tmp_path / "full", dtype=torch.bfloat16)
+    assert rounded.dtype == torch.bfloat16 and rounded.fingerprint() == first
+    rounded.save_pretrained(tmp_path / "rounded")
+    assert PictaleSkipThoughtsEncoder.from_pretrained(tmp_path / "rounded", dtype=torch.float32).fingerprint() == first
+    whole = PictaleSkipThoughtsEncoder.from_pretrained(tmp_path / "full")
+    assert whole.to(torch.bfloat16).fingerprint() == first
+    other = tiny_encoder(seed=1)
+    other.config.fingerprint = first  # as after training on from it
+    assert other.fingerprint() == encoder_fingerprint(tiny_encoder(seed=1)) != first
 
 
 def test_a_style_of_another_encoder_is_refused(known):

@@ -130,7 +130,7 @@ def build_embedding(
     settings = {
         "feature_size": backbone.channels,
         "backbone": captioner.config.backbone,
-        "backbone_fingerprint": backbone_fingerprint(backbone),
+        "backbone_fingerprint": backbone_fingerprint(backbone, captioner.config),
     }
     if recipe.encoder is not None:
         encoder = load_component(PictaleSkipThoughtsEncoder.from_pretrained, model_folder(recipe.encoder), "encoder")

@@ -20,6 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from modeling.errors import ModelFolderError, PictaleError
+from modeling.fingerprints import kept_fingerprints
 from modeling.model_folder import check_weights
 
 from .sync_code import complete
@@ -44,7 +45,7 @@ def export_weights(source: str | Path, target: str | Path) -> int:
         if path.is_file() and path.name not in ("model.safetensors", "config.json", "recipe.json", "README.md"):
             shutil.copyfile(path, target / path.name)
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    config["dtype"] = "float32"
+    config |= {"dtype": "float32", **kept_fingerprints(config, halves)}
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     temporary = target / "model.safetensors.writing"
     save_file(halves, temporary, {"format": "pt"})

@@ -75,10 +75,10 @@ class FeatureCache:
 
 
 def weights_fingerprint(module: nn.Module) -> str:
-    """Hash of all parameters and buffers, names excluded."""
+    """Hash of all parameters and buffers, names excluded; 0 and -0, which give the same features, are one."""
     digest = hashlib.sha256()
     for tensor in module.state_dict().values():
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        digest.update((tensor.detach().cpu() + 0).contiguous().numpy().tobytes())  # -0 + 0 is 0
     return digest.hexdigest()
 
 

@@ -178,7 +178,8 @@ class SentenceEncoderMixin:
         self.config.vocabulary_expansion = expansion is not None
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """As every model's; the vocabulary expansion goes with the weights."""
+        """As every model's; the vocabulary expansion goes with the weights, and the fingerprint with the config."""
+        self.config.fingerprint = self.fingerprint()
         if self.expansion is not None:
             Path(save_directory).mkdir(parents=True, exist_ok=True)
             self.expansion.copy_to(save_directory)

@@ -36,6 +36,7 @@ class PictaleSkipThoughtsConfig(PreTrainedConfig):
         initializer_range: Standard deviation of the word vectors at the start.
         vocabulary_expansion: Whether vectors for words beyond the vocabulary lie beside the weights
             (`vocabulary_expansion.VocabularyExpansion`).
+        fingerprint: Of the weights saved beside it (`fingerprints.encoder_fingerprint`), written with them.
 
     Raises:
         ModelFolderError: an encoder type or output layer that does not exist, or a width it cannot be divided into.
@@ -62,6 +63,7 @@ class PictaleSkipThoughtsConfig(PreTrainedConfig):
         max_tokens: int = 64,
         initializer_range: float = 0.05,
         vocabulary_expansion: bool = False,
+        fingerprint: str = "",
         **kwargs,
     ) -> None:
         if encoder_type not in ENCODER_TYPES:
@@ -88,6 +90,7 @@ class PictaleSkipThoughtsConfig(PreTrainedConfig):
         self.max_tokens = max_tokens
         self.initializer_range = initializer_range
         self.vocabulary_expansion = vocabulary_expansion
+        self.fingerprint = fingerprint
         kwargs.setdefault("pad_token_id", 0)
         kwargs.setdefault("bos_token_id", 1)
         kwargs.setdefault("eos_token_id", 2)
