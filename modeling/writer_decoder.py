@@ -136,6 +136,8 @@ class DecoderWriter:
             torch.from_numpy(task.thought)[None].to(device),
             None if task.previous is None else torch.from_numpy(task.previous)[None].to(device),
             torch.tensor([[*self.known(shown).values()] or [0]], device=device),
+            None if task.wish.style is None else torch.from_numpy(task.wish.style)[None].to(device),
+            task.options.strength * task.options.accent,
         )
 
     @torch.no_grad()

@@ -10,9 +10,10 @@ from tests.tiny import tiny_decoder
 LENGTH = dict(max_new_tokens=7, min_new_tokens=1)
 
 
-@pytest.fixture(params=[1, 2])
+@pytest.fixture(params=[(1, 0), (2, 0), (1, 4)], ids=["one layer", "two layers", "styled"])
 def model(request):
-    return tiny_decoder(layers=request.param)
+    layers, style_size = request.param
+    return tiny_decoder(layers=layers, style_size=style_size)
 
 
 @pytest.fixture
@@ -20,7 +21,12 @@ def inputs():
     torch.manual_seed(1)
     thought = torch.nn.functional.normalize(torch.randn(3, 24), dim=-1)
     previous = torch.nn.functional.normalize(torch.randn(3, 24), dim=-1)
-    return {"thought": thought, "previous_thought": previous, "content_ids": torch.tensor([[5, 9], [8, 0], [0, 0]])}
+    return {
+        "thought": thought,
+        "previous_thought": previous,
+        "content_ids": torch.tensor([[5, 9], [8, 0], [0, 0]]),
+        "style": torch.randn(3, 24),
+    }
 
 
 def next_word(model, inputs):
@@ -55,6 +61,29 @@ def test_a_beginning_has_no_passage_before(model, inputs):
     without = {k: v for k, v in inputs.items() if k != "previous_thought"}
     zero = {**inputs, "previous_thought": torch.zeros(3, 24)}
     torch.testing.assert_close(next_word(model, without), next_word(model, zero))
+
+
+def test_a_style_is_read_as_it_lies_from_the_middle_of_styles(inputs):
+    model = tiny_decoder(style_size=4)
+    reader = model.conditions.style
+    styles = torch.randn(6, 24) * 0.01 + 1
+    reader.measure(styles)
+    torch.testing.assert_close((styles - reader.center).mul(reader.scale).std(), torch.tensor(1.0), rtol=1e-3, atol=0)
+    expected = (styles - styles.mean(0)) * reader.scale @ reader.narrow.weight.T @ reader.widen.weight.T
+    torch.testing.assert_close(reader(styles), expected)
+    assert not reader(torch.zeros(2, 24)).any()  # no style, not the style 0
+
+    def conditions(**told):
+        return model.conditions(inputs["thought"], **told).last_hidden_state
+
+    plain, style = conditions(), styles[:3]
+    assert not torch.allclose(conditions(style=style), plain)
+    for nothing in ({"style": torch.zeros(3, 24)}, {"style": style, "strength": 0.0}, {"style": reader.center}):
+        torch.testing.assert_close(
+            conditions(**{k: v.expand(3, -1) if k == "style" else v for k, v in nothing.items()}), plain
+        )
+    twice = conditions(style=style, strength=2.0) - plain
+    torch.testing.assert_close(twice, 2 * (conditions(style=style) - plain))
 
 
 def test_greedy_equals_stepping_by_hand(model, inputs):

@@ -25,6 +25,7 @@ from tests.tiny import tiny_decoder, tiny_encoder, tiny_tokenizer
 from training import train_skip_thoughts, train_story_decoder
 from training.data_text import Corpus, LengthBatches, TextSource, Truecaser, load_corpus, tokenize_corpus
 from training.recipes import read_recipe
+from training.text_styles import Surroundings
 from training.tiny_text import write_tiny_text
 
 
@@ -141,6 +142,34 @@ def test_a_decoder_moves_to_another_encoder_with_what_it_knows():
     torch.testing.assert_close(told, alone)
     moved(labels=ids, decoder_input_ids=ids, thought=torch.randn(3, 40), content_ids=words).loss.backward()
     assert moved.conditions.projection.weight.grad[:, :40].abs().sum() > 0
+
+
+def test_a_decoder_that_learns_to_be_told_styles_begins_as_it_was():
+    known = tiny_decoder()
+    ids = torch.randint(4, len(tiny_tokenizer()), (3, 7), generator=torch.Generator().manual_seed(1))
+    told = {"decoder_input_ids": ids, "thought": torch.randn(3, 24)}
+    styled = train_story_decoder.for_styles(known, 5).eval()
+    torch.testing.assert_close(styled(**told, style=torch.randn(3, 24)).logits, known(**told).logits)
+    styled(labels=ids, **told, style=torch.randn(3, 24)).loss.backward()
+    assert styled.conditions.style.widen.weight.grad.abs().sum() > 0
+
+
+def test_a_training_passage_is_told_the_style_of_its_genre_or_of_the_text_around_it():
+    rng = np.random.default_rng(0)
+    corpus = Corpus([""] * 40, np.arange(40), np.repeat([0, 1], 20), np.arange(40) % 20 >= 15, ["a", "b"])
+    vectors = rng.normal(size=(40, 6)).astype(np.float16)
+    around = Surroundings(corpus, vectors, block=4, widest=4)
+    for sentence, part in ((0, range(0, 15)), (14, range(0, 15)), (17, range(15, 20)), (33, range(20, 35))):
+        blocks = [list(part)[i : i + 4] for i in range(0, len(part), 4)]
+        here = next(i for i, block in enumerate(blocks) if sentence in block)
+        allowed = [
+            vectors[sum(blocks[i:j], [])].astype(np.float32).mean(0)
+            for i in range(here + 1)
+            for j in range(here + 1, len(blocks) + 1)
+        ]
+        found = [around.style(sentence, rng) for _ in range(30)]
+        assert all(min(np.abs(style - other).max() for other in allowed) < 1e-3 for style in found)
+        assert len({style.tobytes() for style in found}) > 1
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])

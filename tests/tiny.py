@@ -48,7 +48,7 @@ def tiny_encoder(seed: int = 0, **settings) -> PictaleSkipThoughtsEncoder:
     return PictaleSkipThoughtsEncoder(config).eval()
 
 
-def tiny_decoder(seed: int = 0, layers: int = 1) -> PictaleStoryDecoderForConditionalGeneration:
+def tiny_decoder(seed: int = 0, layers: int = 1, style_size: int = 0) -> PictaleStoryDecoderForConditionalGeneration:
     torch.manual_seed(seed)
     config = PictaleStoryDecoderConfig(
         vocab_size=len(tiny_tokenizer()),
@@ -58,6 +58,7 @@ def tiny_decoder(seed: int = 0, layers: int = 1) -> PictaleStoryDecoderForCondit
         num_hidden_layers=layers,
         thought_size=24,
         condition_size=12,
+        style_size=style_size,
         initializer_range=0.7,
     )
     model = PictaleStoryDecoderForConditionalGeneration(config).eval()

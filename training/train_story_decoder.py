@@ -10,6 +10,9 @@ shown, changes every epoch. Three things make the decoder work from captions, wh
     the thought vector is drawn towards the mean of its genre by a random amount, which is where a shifted caption
     vector x - c + b lies (see modeling/styles.py);
     the vector of the passage before is shown in a share of the passages, so beginnings and continuations both work.
+
+A decoder with `style_size` is also told the style: the mean vector of the genre, or of the text around the passage,
+from a few hundred sentences to some thousands, so that a style made from any text is something it knows.
 """
 
 from __future__ import annotations
@@ -36,6 +39,7 @@ from .data_text import Corpus, LengthBatches, TextSource, TokenStore, load_corpu
 from .loop import LoopOptions, prepare_output_dir, train
 from .recipes import from_dict, read_recipe, recipe_parser
 from .sentence_vectors import sentence_vectors
+from .text_styles import Surroundings, genre_means
 from .train_skip_thoughts import TextData, prepare_tokenizer
 
 
@@ -56,6 +60,7 @@ class StoryData(TextData):
             one moment of a story, instead of the mean of all.
         speech: Share of the passages with direct speech that is shown. Talk without its context is the hardest to learn
             and the least to the picture.
+        style_dropout: Share of passages whose style is not told, where the decoder is told styles.
     """
 
     encoder: str = "hub_configs/skip-thoughts-books"
@@ -69,6 +74,7 @@ class StoryData(TextData):
     min_pull: float = 0.3
     one_sentence: float = 0.0
     speech: float = 1.0
+    style_dropout: float = 0.15
 
 
 @dataclass
@@ -79,6 +85,8 @@ class StoryRecipe:
         initial: Folder or Hub id of a decoder to go on from (its sizes and vocabulary are kept), to fine-tune it.
         new_encoder: `data.encoder` is another one than `initial` was trained with: what reads its vectors is learned
             anew, all else is kept.
+        new_style: Width (`style_size`) through which a decoder that was not told styles is told them from now on; it
+            begins as it was. 0 leaves it as it is.
     """
 
     data: StoryData
@@ -86,13 +94,23 @@ class StoryRecipe:
     model: dict[str, Any] = field(default_factory=dict)
     initial: str | None = None
     new_encoder: bool = False
+    new_style: int = 0
 
 
 class Passages(Dataset):
     """Passages of an epoch: `spans` [n, 3] = first sentence, last + 1, first sentence of the passage before (or -1)."""
 
-    def __init__(self, corpus: Corpus, store: TokenStore, vectors: np.ndarray, data: StoryData, tokenizer: Any) -> None:
+    def __init__(
+        self,
+        corpus: Corpus,
+        store: TokenStore,
+        vectors: np.ndarray,
+        data: StoryData,
+        tokenizer: Any,
+        surroundings: Surroundings | None = None,
+    ) -> None:
         self.corpus, self.store, self.vectors, self.data = corpus, store, vectors, data
+        self.surroundings = surroundings
         self.means = genre_means(corpus, vectors)
         words = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
         self.is_content = np.array([is_content_word(word) for word in words])
@@ -160,26 +178,22 @@ class Passages(Dataset):
             candidates = np.unique(ids[self.is_content[ids]])
             count = min(len(candidates), int(rng.integers(1, self.data.max_content_words + 1)))
             content = rng.choice(candidates, count, replace=False).tolist()
+        style = mean  # which is all that is known of a held-out book, as of a style that is shipped
+        if self.surroundings is not None:
+            if rng.random() < 0.5:
+                style = self.surroundings.style(start, rng)
+            if rng.random() < self.data.style_dropout:
+                style = np.zeros_like(mean)
         return {
             "ids": [*ids.tolist(), EOS_ID],
             "thought": thought,
             "previous": previous,
             "content": content or [PAD_ID],
+            "style": style,
         }
 
     def thought(self, start: int, stop: int) -> np.ndarray:
         return self.vectors[start:stop].astype(np.float32).mean(0)
-
-
-def genre_means(corpus: Corpus, vectors: np.ndarray, sample: int = 20000) -> np.ndarray:
-    """Mean sentence vector of each genre, float32 [genres, D]."""
-    rng = np.random.default_rng(0)
-    means = []
-    for genre in range(len(corpus.genres)):
-        rows = np.flatnonzero((corpus.genre == genre) & ~corpus.held_out)
-        rows = np.sort(rng.choice(rows, min(sample, len(rows)), replace=False))
-        means.append(vectors[rows].astype(np.float32).mean(0) if len(rows) else np.zeros(vectors.shape[1]))
-    return np.stack(means).astype(np.float32)
 
 
 def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -191,6 +205,7 @@ def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         "thought": torch.from_numpy(np.stack([r["thought"] for r in rows])),
         "previous_thought": torch.from_numpy(np.stack([r["previous"] for r in rows])),
         "content_ids": torch.from_numpy(pad_ids([r["content"] for r in rows])),
+        "style": torch.from_numpy(np.stack([r["style"] for r in rows])),
     }
 
 
@@ -242,6 +257,7 @@ def make_evaluate(held: Passages, encoder: PictaleSkipThoughtsEncoder, encoder_t
             out = model.generate(
                 thought,
                 content_ids=ids,
+                style=torch.from_numpy(held.means[i])[None].to(model.device),
                 do_sample=True,
                 top_p=0.9,
                 temperature=0.8,
@@ -258,7 +274,9 @@ def new_decoder(recipe: StoryRecipe, vocab_size: int, thought_size: int) -> Pict
     if recipe.initial:
         model = PictaleStoryDecoderForConditionalGeneration.from_pretrained(recipe.initial, dtype=torch.float32)
         if recipe.new_encoder:
-            return for_new_encoder(model, thought_size)
+            model = for_new_encoder(model, thought_size)
+        if recipe.new_style:
+            model = for_styles(model, recipe.new_style)
         if model.config.thought_size != thought_size:
             raise RecipeError(
                 f"The decoder {recipe.initial} takes thoughts of {model.config.thought_size} numbers, the encoder "
@@ -291,6 +309,20 @@ def for_new_encoder(
     return copy
 
 
+def for_styles(
+    model: PictaleStoryDecoderForConditionalGeneration, style_size: int
+) -> PictaleStoryDecoderForConditionalGeneration:
+    """A copy of `model` that can be told styles, and writes as before until it has learned what they mean."""
+    config = PictaleStoryDecoderConfig.from_dict(model.config.to_dict() | {"style_size": style_size})
+    copy = PictaleStoryDecoderForConditionalGeneration(config)
+    copy.generation_config = model.generation_config
+    unread = copy.load_state_dict(model.state_dict(), strict=False).missing_keys
+    assert all(name.startswith("conditions.style.") for name in unread), unread
+    with torch.no_grad():
+        copy.conditions.style.widen.weight.zero_()
+    return copy
+
+
 def run(recipe: StoryRecipe, resume: bool = False, evaluate_only: bool = False) -> Any:
     """Train as the recipe says and return the `TrainResult`; or only evaluate `recipe.initial`: its figures."""
     data = recipe.data
@@ -307,7 +339,12 @@ def run(recipe: StoryRecipe, resume: bool = False, evaluate_only: bool = False) 
 
     torch.manual_seed(recipe.training.seed)
     model = new_decoder(recipe, len(tokenizer), encoder.config.hidden_size)
-    passages = Passages(corpus, store, vectors, data, tokenizer)
+    surroundings = None
+    if model.conditions.style is not None:
+        surroundings = Surroundings(corpus, vectors)
+        if recipe.new_style or not recipe.initial:
+            model.conditions.style.measure(torch.from_numpy(genre_means(corpus, vectors)))
+    passages = Passages(corpus, store, vectors, data, tokenizer, surroundings)
     batches = PassageBatches(passages, corpus.runs(held_out=False), data.batch_tokens, recipe.training.seed)
     held = Passages(corpus, store, vectors, data, tokenizer)
     held.cut(corpus.runs(held_out=True), seed=1)

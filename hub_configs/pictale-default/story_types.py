@@ -26,6 +26,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "strength": (-10, 10),
     "caption_removal": (0, 2),
     "focus": (0, 10),
+    "accent": (-10, 10),
     "candidates": (1, 256),
     "passages": (1, 100),
     "content_words": (0, 50),
@@ -61,6 +62,8 @@ class StoryOptions:
             `neural-storyteller`, as in the original, and 5 with the other.
         strength: s in f (x - r c) + s b; 0 tells in no style, above 1 exaggerates.
         caption_removal: r: how much of the captions' own style is taken away; 1 all, 0 nothing.
+        accent: How strongly the decoder is told the style itself, beside the vector, in multiples of the strength; 0
+            with the recipe `neural-storyteller`. Only decoders trained with it (`style_size`) listen.
         focus: f: how much the vector speaks of the picture; 0 of nothing but the style. 1 with the recipe
             `neural-storyteller`.
         candidates: Sentences (or passages) written at once, of which the best is kept.
@@ -94,6 +97,7 @@ class StoryOptions:
     strength: float = 1.0
     caption_removal: float = 1.0
     focus: float = 0.4
+    accent: float = 1.0
 
     candidates: int = 12
     choose: str = "sentence"
@@ -143,6 +147,7 @@ class StoryOptions:
             nearest_sentences=self.nearest_sentences or 100,
             beam_width=self.beam_width or 50,
             focus=1.0,
+            accent=0.0,
             content_words=0,
             context_tokens=0,
             passages=1,

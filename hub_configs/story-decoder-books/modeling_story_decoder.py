@@ -4,15 +4,18 @@ The decoder of neural-storyteller (github.com/ryankiros/neural-storyteller) sees
 state and soon forgets the picture. Here the condition is part of every step, content words can be looked up (as the
 terms of SemStyle, Mathews et al., arXiv:1805.07030), and the passage before is known:
 
-    k   = W_c [thought ; previous thought ; mean_j e_j]            e_j vectors of the content words
+    k   = W_c [thought ; previous thought ; mean_j e_j] + U V (b - m)     e_j vectors of the content words
     h_0 = tanh(W_0 k);   h_t = GRU([E y_(t-1) ; k], h_(t-1))
     a_t = softmax_j(q(h_t) . e_j, 0);   z_t = sum_j a_tj e_j       the 0: looking at none of them
     p_t = softmax(E' (W_h h_t + W_z z_t + W_k k))
 
+b is the vector of the style (`modeling/styles.py`) and m the mean of such vectors. The thought has it too, since it is
+x - c + b, but there a picture far from every book hides it: b of its own says in any company how a passage sounds.
 Attention reads the state but does not feed it, so in training the recurrence is one fused call and all the rest one
 product over all steps.
 
-Shapes: B passages, T tokens, E word width, H state, D thought width, C condition width, J content words, L layers.
+Shapes: B passages, T tokens, E word width, H state, D thought width, C condition width, S style width, J content words,
+L layers.
 """
 
 from __future__ import annotations
@@ -80,6 +83,29 @@ class StoryDecoderOutput(ModelOutput):
     encoder_attentions: tuple[torch.Tensor, ...] | None = None
 
 
+class StyleReader(nn.Module):
+    """U V (b - m) of styles b; nothing of a style that is all zeros. m and the scale are measured before training."""
+
+    def __init__(self, config: PictaleStoryDecoderConfig) -> None:
+        super().__init__()
+        self.register_buffer("center", torch.zeros(config.thought_size))
+        self.register_buffer("scale", torch.ones(1))
+        self.narrow = nn.Linear(config.thought_size, config.style_size, bias=False)
+        self.widen = nn.Linear(config.style_size, config.condition_size, bias=False)
+
+    def forward(self, style: torch.Tensor) -> torch.Tensor:
+        """[B, D] -> [B, C]."""
+        given = style.ne(0).any(-1, keepdim=True)  # [B, 1]
+        particular = (style - self.center) * self.scale * given
+        return self.widen(self.narrow(particular.to(self.narrow.weight.dtype)))
+
+    @torch.no_grad()
+    def measure(self, styles: torch.Tensor) -> None:
+        """Set m to the mean of these styles [n, D], and the scale so that the entries of b - m are of order 1."""
+        self.center.copy_(styles.mean(0))
+        self.scale.fill_(1 / max(float((styles - styles.mean(0)).std()), 1e-8))
+
+
 class StoryConditions(nn.Module):
     """What a passage is about; `get_encoder()` of the model, so `generate` computes it once per passage."""
 
@@ -90,16 +116,28 @@ class StoryConditions(nn.Module):
         self.thought_scale = math.sqrt(config.thought_size)  # thoughts have length <= 1: bring entries to order 1
         self.words = AdaptiveVocabulary(config.vocab_size, config.embedding_size, config.adaptive_cutoff)
         self.projection = nn.Linear(2 * config.thought_size + config.embedding_size, config.condition_size)
+        self.style = StyleReader(config) if config.style_size else None
 
     def forward(
         self,
         thought: torch.Tensor,
         previous_thought: torch.Tensor | None = None,
         content_ids: torch.Tensor | None = None,
+        style: torch.Tensor | None = None,
+        strength: float = 1.0,
         return_dict: bool = True,
         **kwargs: Any,
     ) -> StoryConditionOutput:
-        """thought [B, D], previous_thought [B, D] (None or zero: a beginning), content_ids [B, J] (0: no word)."""
+        """What every step is told.
+
+        Args:
+            thought: [B, D].
+            previous_thought: [B, D]; None or zero: a beginning.
+            content_ids: [B, J]; 0: no word.
+            style: Vector b of the style [B, D]; None or zero: none of its own. A decoder without `style_size` knows
+                style by the thought alone and does not look at it.
+            strength: How strongly the style is laid on; 1 as in training, 0 not at all.
+        """
         if previous_thought is None:
             previous_thought = torch.zeros_like(thought)
         if content_ids is None:
@@ -111,6 +149,8 @@ class StoryConditions(nn.Module):
         mean = mean * mask.sum(1, keepdim=True).clamp_min(1).sqrt()
         thoughts = torch.cat([thought, previous_thought], -1) * self.thought_scale  # [B, 2D]
         condition = self.projection(torch.cat([thoughts.to(mean.dtype), mean], -1))  # [B, C]
+        if self.style is not None and style is not None:
+            condition = condition + strength * self.style(style).to(condition.dtype)
         return StoryConditionOutput(condition.unsqueeze(1), content, mask)
 
 
@@ -186,6 +226,7 @@ class PictaleStoryDecoderForConditionalGeneration(PreTrainedModel, GenerationMix
         thought: torch.Tensor | None = None,
         previous_thought: torch.Tensor | None = None,
         content_ids: torch.Tensor | None = None,
+        style: torch.Tensor | None = None,
         decoder_input_ids: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         encoder_outputs: StoryConditionOutput | None = None,
@@ -197,12 +238,12 @@ class PictaleStoryDecoderForConditionalGeneration(PreTrainedModel, GenerationMix
         """One pass over given words.
 
         Args:
-            thought, previous_thought, content_ids: See `StoryConditions`; or `encoder_outputs`, made from them.
+            thought, previous_thought, content_ids, style: See `StoryConditions`; or `encoder_outputs`, made from them.
             decoder_input_ids: Words so far [B, T], beginning with `<s>`.
             labels: Words to predict [B, T], -100 where none counts; decoder inputs are made from them.
         """
         if encoder_outputs is None:
-            encoder_outputs = self.conditions(thought, previous_thought, content_ids)
+            encoder_outputs = self.conditions(thought, previous_thought, content_ids, style)
         condition, content, mask = encoder_outputs[0], encoder_outputs[1], encoder_outputs[2]
         if decoder_input_ids is None:
             decoder_input_ids = self.shift_right(labels)

@@ -16,6 +16,7 @@ class PictaleStoryDecoderConfig(PreTrainedConfig):
         num_hidden_layers: GRU layers.
         thought_size: D, width of the thought vectors of the encoder it was trained with.
         condition_size: C, width of what is fed at every step beside the word.
+        style_size: Width through which the style's own vector is read; 0: style is known by the thought alone.
         dropout: On word vectors, between layers and before the output, in training only.
         initializer_range: Standard deviation of the word vectors at the start.
     """
@@ -31,6 +32,7 @@ class PictaleStoryDecoderConfig(PreTrainedConfig):
         num_hidden_layers: int = 1,
         thought_size: int = 640,
         condition_size: int = 256,
+        style_size: int = 0,
         dropout: float = 0.1,
         initializer_range: float = 0.05,
         **kwargs,
@@ -42,6 +44,7 @@ class PictaleStoryDecoderConfig(PreTrainedConfig):
         self.num_hidden_layers = num_hidden_layers
         self.thought_size = thought_size
         self.condition_size = condition_size
+        self.style_size = style_size
         self.dropout = dropout
         self.initializer_range = initializer_range
         kwargs.setdefault("is_encoder_decoder", True)
