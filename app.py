@@ -14,19 +14,23 @@ import random
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Visitors' threads share few cores: torch's own threads must not spin while they wait. Read when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import gradio as gr
 
-from modeling import PictaleError, StoryPipeline, load_image
+from modeling import PictaleError, load_image
 from modeling.book_text import BOOK_SUFFIXES
 from modeling.page_events import EMPTY_STORY, PageEvents
 from modeling.page_programs import PagePrograms
 from modeling.story import MAX_TEXT
 from modeling.story_html import style_in_words
 from modeling.visit import LENGTHS, Visit
+
+if TYPE_CHECKING:
+    from modeling import StoryPipeline
 
 EXAMPLES = sorted((Path(__file__).parent / "hub_configs" / "pictale-default" / "examples").glob("*.jpg"))
 # the spines of the picture book, one colour a style
@@ -97,10 +101,16 @@ NAME_EXAMPLES = f"""() => document.querySelectorAll('#examples .gallery-item').f
 
 
 _LOADING = threading.Lock()
-_load_pipeline = functools.cache(StoryPipeline.from_pretrained)
 
 
-def get_pipeline() -> StoryPipeline:
+@functools.cache
+def _load_pipeline() -> "StoryPipeline":
+    from modeling import StoryPipeline  # brings torch and transformers, which take longer than all the page needs
+
+    return StoryPipeline.from_pretrained()
+
+
+def get_pipeline() -> "StoryPipeline":
     """The one pipeline of this process, loaded by whoever asks first."""
     with _LOADING:
         return _load_pipeline()
@@ -123,7 +133,7 @@ class Page(PageEvents, PagePrograms):
     labels = LABELS
     style_choices = tuple((label, name) for name, label in LABELS.items())
 
-    def __init__(self, get: Callable[[], StoryPipeline] = get_pipeline):
+    def __init__(self, get: "Callable[[], StoryPipeline]" = get_pipeline):
         self.get = get
         with gr.Blocks(title="Pictale", delete_cache=(3600, 86400)) as self.blocks:
             self.visit, self.seen = gr.State(Visit()), gr.State(None)

@@ -34,8 +34,8 @@ from safetensors.numpy import save_file
 from .errors import ModelFolderError
 from .story_types import Source
 from .text import is_content_word
-from .tokenization import split_words
 from .word_forms import base_form
+from .words import split_words
 
 BOOKSHELF_FILE = "bookshelf.safetensors"
 FORMAT, VERSION = "pictale-bookshelf", "1"

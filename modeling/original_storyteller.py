@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from .errors import TextError
+from .fingerprints import encoder_fingerprint
 from .modeling_original_decoder import PictaleOriginalDecoder
-from .styles import Style, encoder_fingerprint, shift_style
+from .styles import Style, shift_style
 from .text import lyric_lines
 
 

@@ -25,7 +25,7 @@ from .neighbours import Neighbour
 from .photo_search import FoundPhoto, PhotoIndex
 from .story_types import Caption, StoryOptions
 from .text import clean_text
-from .tokenization import split_words
+from .words import split_words
 
 KEPT_PHOTOS = 16
 

@@ -23,8 +23,9 @@ from transformers.utils import cached_file
 from .errors import ModelFolderError, TextError
 from .neighbours import Neighbour, nearest_rows, row_blocks
 from .packed_recurrence import last_states, token_batches, with_dtype
-from .tokenization import folds_case, saved_tokenizer, split_words
+from .tokenization import folds_case, saved_tokenizer
 from .vocabulary_expansion import TABLE_FILE, WORDS_FILE, VocabularyExpansion
+from .words import split_words
 
 
 class SentenceEncoderMixin:
@@ -248,7 +249,7 @@ class SentenceEncoderMixin:
         The words of the vocabulary are searched, and those of the vocabulary expansion if there is one.
 
         Args:
-            words: Words as `modeling.tokenization.split_words` gives them, none of them its own neighbour.
+            words: Words as `modeling.words.split_words` gives them, none of them its own neighbour.
             k: Neighbours of each word.
             tokenizer: The model's tokenizer; None loads it from the folder the model came from.
 

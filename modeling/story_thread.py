@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from .text import content_words, directed_quotes, split_sentences
-from .tokenization import split_words
 from .word_forms import base_form
+from .words import split_words
 
 _PRONOUNS = {
     **dict.fromkeys("he him his himself".split(), "male"),

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 import nupunkt
 
 from .stop_words import STOP_WORDS
-from .tokenization import split_words
+from .words import split_words
 
 _OPENING = re.compile(r'(^|[\s(\[—-])"(?=\S)')
 _SINGLE_OPENING = re.compile(r"(^|[\s(\[—“-])'(?=[A-Z])")

@@ -23,6 +23,12 @@ def test_importing_the_package_imports_no_library():
     assert in_a_new_process(program) == "[]"
 
 
+def test_the_page_is_built_without_the_models_libraries():
+    """torch and transformers take longer to import than gradio: the page is up first, they come in the background."""
+    program = "import sys, app; app.Page(); print(sorted({'torch', 'transformers'} & set(sys.modules)))"
+    assert in_a_new_process(program) == "[]"
+
+
 def test_type_checkers_are_told_what_is_there():
     tree = ast.parse((REPOSITORY / "modeling" / "__init__.py").read_text())
     block = next(node for node in tree.body if isinstance(node, ast.If))

@@ -14,7 +14,7 @@ from modeling.beam_search import beam_passages
 from modeling.sampling import SamplingOptions
 from modeling.story_types import _LIMITS
 from modeling.text import clean_text, lyric_lines
-from modeling.tokenization import split_words
+from modeling.words import split_words
 from tests.tiny import BOOK, save_tiny_pipeline, tiny_pipeline
 
 SCORES = {"grounding", "words", "style", "fluency", "repetition", "ending", "length", "thread"}

@@ -5,14 +5,8 @@ import pytest
 import torch
 
 from modeling import PictaleSkipThoughtsEncoder, Style, StyleError, make_style
-from modeling.styles import (
-    MINIMUM_PASSAGES,
-    encode_passages,
-    encoder_fingerprint,
-    parse_style,
-    shift_style,
-    split_passages,
-)
+from modeling.fingerprints import encoder_fingerprint
+from modeling.styles import MINIMUM_PASSAGES, encode_passages, parse_style, shift_style, split_passages
 from tests.tiny import BOOK, tiny_encoder, tiny_styles, tiny_tokenizer
 
 

@@ -3,7 +3,8 @@
 import pytest
 
 from modeling.text import clean_text, content_words, directed_quotes, lyric_lines, split_sentences
-from modeling.tokenization import BOS_ID, EOS_ID, UNK_ID, build_word_tokenizer, split_words
+from modeling.tokenization import BOS_ID, EOS_ID, UNK_ID, build_word_tokenizer
+from modeling.words import split_words
 
 SENTENCES = [
     "Don't go, John's mother-in-law said -- and left...",

@@ -19,8 +19,7 @@ from modeling import (
     StoryPipeline,
     Style,
 )
-from modeling.fingerprints import backbone_fingerprint
-from modeling.styles import encoder_fingerprint
+from modeling.fingerprints import backbone_fingerprint, encoder_fingerprint
 from modeling.tokenization import build_word_tokenizer
 
 WORDS = "dog cat beach runs sleeps red blue house old lady night door she he said the a on in of was . , “ ” !".split()

@@ -42,11 +42,12 @@ from modeling.configuration_originals import (
     PictaleOriginalSkipThoughtsConfig,
 )
 from modeling.errors import PictaleError
+from modeling.fingerprints import encoder_fingerprint
 from modeling.model_folder import load_component
 from modeling.modeling_original_decoder import PictaleOriginalDecoder
 from modeling.modeling_original_embedding import PictaleOriginalJointEmbedding
 from modeling.modeling_original_encoder import EOS_WORD, TABLES, UNKNOWN_WORD, PictaleOriginalSkipThoughtsEncoder
-from modeling.styles import Style, encoder_fingerprint
+from modeling.styles import Style
 
 from .original_files import (
     NpzArrays,

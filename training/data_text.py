@@ -33,7 +33,8 @@ from tqdm import tqdm
 
 from modeling.errors import DataError
 from modeling.text import directed_quotes, split_sentences
-from modeling.tokenization import folds_case, knows_whole_words, split_words
+from modeling.tokenization import folds_case, knows_whole_words
+from modeling.words import split_words
 
 from .first_names import FEMALE_NAMES, MALE_NAMES, NEUTRAL_NAMES
 from .recipes import dataset_location

@@ -9,7 +9,7 @@ it. Words the encoder has learnt keep their own vectors. The output is the model
 `modeling.vocabulary_expansion`), and loads like the model.
 
 The file is read as a stream (`training.word_vectors`: GloVe or word2vec text, word2vec binary, npz). A word of it is
-taken if `modeling.tokenization.split_words` sees one word in it, folded to lower case if the tokenizer does so; of
+taken if `modeling.words.split_words` sees one word in it, folded to lower case if the tokenizer does so; of
 several that become the same the first is taken, since files are sorted by frequency.
 
 Shapes: m shared words, d width of the file's vectors, E width of the encoder's.
@@ -32,8 +32,9 @@ import torch
 from modeling.errors import DataError, PictaleError, RecipeError
 from modeling.model_folder import load_component
 from modeling.modeling_skip_thoughts import PictaleSkipThoughtsEncoder
-from modeling.tokenization import folds_case, knows_whole_words, split_words
+from modeling.tokenization import folds_case, knows_whole_words
 from modeling.vocabulary_expansion import VocabularyExpansion
+from modeling.words import split_words
 
 from .loop import replace_folder
 from .word_vectors import read_word_vectors, spellings, stream_word_vectors

@@ -22,16 +22,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from modeling.errors import PictaleError, StyleError
+from modeling.fingerprints import encoder_fingerprint
 from modeling.modeling_skip_thoughts import PictaleSkipThoughtsEncoder
-from modeling.styles import (
-    BOOK_SUFFIXES,
-    MINIMUM_PASSAGES,
-    Style,
-    encode_passages,
-    encoder_fingerprint,
-    make_style,
-    read_texts,
-)
+from modeling.styles import BOOK_SUFFIXES, MINIMUM_PASSAGES, Style, encode_passages, make_style, read_texts
 
 from .data_text import TextSource, load_corpus
 from .recipes import dataset_location

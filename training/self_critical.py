@@ -35,7 +35,7 @@ from transformers.utils import ModelOutput
 from modeling.captioner_encoder import CaptionerEncoderOutput
 from modeling.errors import RecipeError
 from modeling.modeling_captioner import IGNORE_INDEX, PictaleCaptionerForConditionalGeneration
-from modeling.tokenization import split_words
+from modeling.words import split_words
 
 from .cider_reward import END, CiderReward
 from .data_captions import CaptionExamples, collate

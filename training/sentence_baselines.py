@@ -18,7 +18,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score
 
-from modeling.tokenization import split_words
+from modeling.words import split_words
 
 from .sentence_protocols import FOLDS, GRID, cosine_relatedness, fold_masks, paraphrase_features, relatedness
 from .sentence_tasks import LabelledSentences, SentencePairs

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from modeling.fingerprints import encoder_fingerprint
 from modeling.modeling_skip_thoughts import PictaleSkipThoughtsEncoder
-from modeling.styles import encoder_fingerprint
 
 from .loop import native_bf16
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 
 from modeling.text import content_words
-from modeling.tokenization import split_words
 from modeling.word_forms import base_form, taken_up
+from modeling.words import split_words
 
 GALLERY = 100
 COPY_WORDS = 8

@@ -10,8 +10,6 @@ Ids are fixed: 0 `<pad>`, 1 `<s>`, 2 `</s>`, 3 `<unk>`. A saved tokenizer loads 
 from __future__ import annotations
 
 import json
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -20,14 +18,12 @@ from tokenizers.models import BPE, WordLevel
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
+from .words import WORD_PATTERN, split_words
+
 PAD, BOS, EOS, UNK = "<pad>", "<s>", "</s>", "<unk>"
 SPECIAL_TOKENS = (PAD, BOS, EOS, UNK)
 PAD_ID, BOS_ID, EOS_ID, UNK_ID = range(4)
 WORD_START = "\u2581"
-
-# n't words whole | clitics | dashes and dots | words and numbers | any other mark alone
-WORD_PATTERN = r"[^\W\d_]+n't\b|'(?:s|ll|re|ve|d|m)\b|--+|\.\.\.|[^\W_]+|[^\w\s]"
-_WORD = re.compile(WORD_PATTERN)
 
 
 def saved_tokenizer(config: PreTrainedConfig) -> PreTrainedTokenizerFast:
@@ -47,12 +43,6 @@ def _pre_tokenizer() -> pre_tokenizers.PreTokenizer:
 def _normalizer(lowercase: bool) -> normalizers.Normalizer:
     steps = [normalizers.NFKC(), normalizers.Replace("\u2019", "'"), normalizers.Replace("\u2018", "'")]
     return normalizers.Sequence([*steps, normalizers.Lowercase()] if lowercase else steps)
-
-
-def split_words(text: str, lowercase: bool = False) -> list[str]:
-    """The tokens of `text` before any vocabulary is applied: what the tokenizer does, without its call overhead."""
-    text = unicodedata.normalize("NFKC", text).replace("\u2019", "'").replace("\u2018", "'")
-    return _WORD.findall(text.lower() if lowercase else text)
 
 
 def knows_whole_words(tokenizer: PreTrainedTokenizerFast) -> bool:

@@ -21,6 +21,7 @@ import torch
 from .bookshelf import Bookshelf
 from .continuation import StoryContinuation
 from .errors import ModelFolderError, PictaleError, StyleError
+from .fingerprints import encoder_fingerprint
 from .image_processing_captioner import PictaleImageProcessor
 from .images import load_image
 from .modeling_captioner import PictaleCaptionerForConditionalGeneration
@@ -31,7 +32,7 @@ from .pipeline_files import PipelineFiles
 from .reranking import Ranking, Wish
 from .retrieval import PhotoRetrieval
 from .story_types import MAX_SEED, Caption, StoryOptions, StoryResult, Written, as_captions, check_seed
-from .styles import Style, encode_passages, encoder_fingerprint, make_style, parse_style, read_texts, shift_style
+from .styles import Style, encode_passages, make_style, parse_style, read_texts, shift_style
 from .text import clean_text, content_words, growing_words, lyric_lines, split_sentences
 from .tokenization import whole_words
 from .word_forms import taken_up

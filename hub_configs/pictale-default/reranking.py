@@ -36,8 +36,8 @@ from .modeling_skip_thoughts import PictaleSkipThoughtsEncoder
 from .story_thread import Cast
 from .story_types import Candidate, StoryOptions
 from .text import content_words, is_content_word, split_sentences
-from .tokenization import split_words
 from .word_forms import taken_up
+from .words import split_words
 
 SMALL = {"grounding": 0.02, "words": 0.05, "style": 0.01, "fluency": 0.1}
 STYLE_SHARPNESS = 3.0

@@ -22,6 +22,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -29,9 +30,10 @@ from safetensors.numpy import save
 
 from .book_text import BOOK_SUFFIXES, read_book
 from .errors import StyleError
-from .fingerprints import encoder_fingerprint
-from .modeling_skip_thoughts import PictaleSkipThoughtsEncoder
 from .text import directed_quotes, split_sentences
+
+if TYPE_CHECKING:
+    from .modeling_skip_thoughts import PictaleSkipThoughtsEncoder
 
 MINIMUM_PASSAGES = 20
 PASSAGE_CHARACTERS = (60, 400)
@@ -176,6 +178,8 @@ def make_style(
     Raises:
         StyleError: the name cannot be used, or the text has fewer than `MINIMUM_PASSAGES` passages.
     """
+    from .fingerprints import encoder_fingerprint  # brings torch, which a page that only shows styles need not wait for
+
     _checked_name(name)
     if progress:
         progress(0.0, "looking for passages")
