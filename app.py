@@ -46,7 +46,9 @@ SPINES = {
 STYLES = tuple(SPINES)
 LABELS = {name: style_in_words(name) for name in STYLES}
 
-MODELS = {"concurrency_id": "models", "concurrency_limit": 1}  # one at a time: they use all cores already
+# how many visitors the models work for at the same moment; the others wait
+os.environ.setdefault("GRADIO_DEFAULT_CONCURRENCY_LIMIT", "1")
+MODELS = {"concurrency_id": "models", "concurrency_limit": "default"}
 MAX_WAITING = 60
 MAX_UPLOAD = "50mb"
 

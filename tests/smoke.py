@@ -7,41 +7,12 @@ a story came; the times printed count from the start of the process.
 """
 
 import argparse
-import os
-import signal
-import socket
-import subprocess
-import sys
-import tempfile
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
-from tests.serving import chromium
+from tests.serving import REPOSITORY, chromium, running_app
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 PHOTO = REPOSITORY / "hub_configs" / "pictale-default" / "examples" / "dog.jpg"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def wait_for_page(url: str, server: subprocess.Popen, seconds: float = 120) -> None:
-    """Return once the page answers; give up when the server has ended or time is over."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if server.poll() is not None:
-            raise SystemExit(f"app.py ended with exit code {server.returncode} before its page was up.")
-        try:
-            urllib.request.urlopen(url, timeout=5).close()
-            return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.2)
-    raise SystemExit(f"The page was not up after {seconds:.0f} seconds.")
 
 
 def visit(url: str, screenshot: Path, started: float) -> None:
@@ -82,24 +53,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--screenshot", type=Path, default=REPOSITORY / ".ci" / "artefacts" / "page.png")
     screenshot = parser.parse_args().screenshot.absolute()
-    port = free_port()
-    environment = {**os.environ, "GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": str(port)}
     started = time.monotonic()
-    with tempfile.TemporaryDirectory() as elsewhere:
-        server = subprocess.Popen(
-            [sys.executable, str(REPOSITORY / "app.py")], cwd=elsewhere, env=environment, stdin=subprocess.DEVNULL
-        )
-        try:
-            url = f"http://127.0.0.1:{port}"
-            wait_for_page(url, server)
-            visit(url, screenshot, started)
-        finally:
-            server.send_signal(signal.SIGINT)
-            try:
-                server.wait(20)
-            except subprocess.TimeoutExpired:
-                server.kill()
-                server.wait()
+    with running_app() as (url, _):
+        visit(url, screenshot, started)
     print(f"picture   {screenshot}")
 
 
