@@ -24,7 +24,7 @@ smoke:  ## Open the page in a headless browser, give it a photo, wait for the st
 
 LOWER ?= .venv-lower
 CORE = $(addprefix tests/test_,import.py captioner.py story_decoder.py skip_thoughts.py pipeline.py loop.py \
-	caption_sources.py app.py remote_code.py push_to_hub.py)
+	caption_sources.py app.py remote_code.py push_to_hub.py joint_embedding.py retrieval.py)
 
 lower-bounds:  ## Install the oldest versions that requirements.txt allows into a venv of their own and test with them
 	$(PYTHON) -m venv $(LOWER)
