@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import modeling.sampling
+from modeling.modeling_story_decoder import StoryConditionOutput
 from modeling.sampling import (
     SamplingOptions,
     SentenceMarks,
@@ -50,6 +51,44 @@ def test_without_warmth_it_is_greedy_search(decoder, conditions):
     expected = decoder.generate(encoder_outputs=conditions, do_sample=False, max_new_tokens=12)
     out = sample(decoder, conditions, temperature=1e-6, count=3)
     assert all(torch.equal(row[: expected.size(1)], expected[0]) for row in out)
+
+
+@pytest.fixture(scope="module")
+def two_conditions(decoder, conditions):
+    """Those that are wanted, and those of another thought without words."""
+    torch.manual_seed(4)
+    other = decoder.conditions(torch.nn.functional.normalize(torch.randn(1, 24), dim=-1), None, torch.tensor([[0, 0]]))
+    pairs = zip(conditions.to_tuple(), other.to_tuple(), strict=True)
+    return StoryConditionOutput(*(torch.cat(pair) for pair in pairs))
+
+
+def test_guidance_leads_away_from_the_second_conditions(decoder, conditions, two_conditions):
+    ids = torch.tensor([[1]])
+    away = StoryConditionOutput(*(part[1:] for part in two_conditions.to_tuple()))
+    for _ in range(6):
+        wanted, unwanted = (decoder(encoder_outputs=c, decoder_input_ids=ids).logits[:, -1] for c in (conditions, away))
+        guided = unwanted + 2.5 * (wanted - unwanted)
+        guided[:, [0, END, 3, *ids[0].tolist()]] = -torch.inf  # what cannot be written, and what was
+        ids = torch.cat([ids, guided.argmax(-1, keepdim=True)], 1)
+    options = SamplingOptions(
+        temperature=1e-6, guidance=2.5, max_new_tokens=6, min_new_tokens=6, no_repeat_ngram_size=1
+    )
+    found = sample_passages(decoder, two_conditions, 3, generator(), options)
+    assert all(torch.equal(row, ids[0]) for row in found.sequences)
+    torch.testing.assert_close(found.log_probs[:1], decoder.score(conditions, ids))
+    plain = dataclasses.replace(options, guidance=1.0)
+    assert not torch.equal(found.sequences, sample_passages(decoder, conditions, 3, generator(), plain).sequences)
+    same = [sample_passages(decoder, c, 3, generator(), plain).sequences for c in (conditions, two_conditions)]
+    assert torch.equal(*same)
+
+
+def test_a_guided_passage_goes_on_from_a_row(decoder, two_conditions, marks):
+    options = SamplingOptions(temperature=2.0, max_sentence_tokens=9, guidance=1.5)
+    found = sample_sentences(decoder, two_conditions, 8, generator(), options, marks)
+    for row in range(8):
+        draft = found.draft(row, pad_id=0)
+        assert draft.state.shape[1] == 2
+        torch.testing.assert_close(draft.state, begin(decoder, two_conditions, draft.written).state, rtol=0, atol=1e-5)
 
 
 def test_a_seed_means_the_same_whatever_else_is_drawn(decoder, conditions):

@@ -66,7 +66,7 @@ def beam_passages(
     lengths = torch.tensor([len(row) - len(start.ids) for row in rows])
     return Continuations(
         pad_sequence(list(rows), batch_first=True, padding_value=decoder.config.pad_token_id),
-        torch.stack(last, 1),
+        torch.stack(last, 1).unsqueeze(1),
         torch.tensor(totals) / lengths.clamp_min(1),
         torch.tensor(finished),
         start,

@@ -6,7 +6,14 @@ sorting 20,000 words takes longer than the model. This loop draws from a `torch.
 probable words only; everything else is as in `generate`. It can also stop at the end of a sentence and go on from the
 one that was liked best, which `generate` cannot.
 
-Shapes: N passages, T ids from `<s>` on, V vocabulary, K words considered, L layers, H state.
+With conditions of a batch of two the second is what a passage should lead away from, and words are drawn by
+
+    log p(w | second) + g (log p(w | first) - log p(w | second))
+
+(guidance without a classifier, Sanchez et al., arXiv:2306.17806): g above 1 brings out what the first says and the
+second does not. Both read every word.
+
+Shapes: N passages, G conditions (1 or 2), T ids from `<s>` on, V vocabulary, K words considered, L layers, H state.
 """
 
 from __future__ import annotations
@@ -31,6 +38,7 @@ class SamplingOptions:
         top_p: Of these, the fewest whose probabilities reach this share (Holtzman et al., arXiv:1904.09751).
         min_p: Of these, those at least so probable in proportion to the most probable one (arXiv:2407.01082); 0: all.
         presence_penalty: Taken from a word's log-probability for each time it stands in the passage already.
+        guidance: g above, where there are two conditions.
         no_repeat_ngram_size: No sequence of so many words is written twice in a passage; 0 allows it.
         min_new_tokens, max_new_tokens: Length without `<s>`, `</s>` counted.
         max_sentence_tokens: Where passages are written sentence by sentence, the longest sentence.
@@ -41,6 +49,7 @@ class SamplingOptions:
     top_p: float = 0.92
     min_p: float = 0.0
     presence_penalty: float = 0.0
+    guidance: float = 1.0
     no_repeat_ngram_size: int = 0
     min_new_tokens: int = 0
     max_new_tokens: int = 70
@@ -53,7 +62,7 @@ class Draft:
 
     Args:
         ids: From `<s>` on [T].
-        state: Of the decoder before it reads the last id [L, 1, H]; None where it has read nothing.
+        state: Of the decoder before it reads the last id [L, G, H]; None where it has read nothing.
         context: How many ids after `<s>` belong to the text before: read, not written.
     """
 
@@ -73,8 +82,8 @@ class Continuations:
 
     Args:
         sequences: From `<s>` on [N, T], `<pad>` after the end of a row.
-        states: Of the decoder before it reads the last id of each row [L, N, H].
-        log_probs: Mean log-probability of the new ids under the model, whatever they were drawn from [N].
+        states: Of the decoder before it reads the last id of each row [L, G, N, H].
+        log_probs: Mean log-probability of the new ids under the (first) conditions, whatever they were drawn from [N].
         finished: Whether a row came to its end within the length [N].
         start: What they go on from.
     """
@@ -88,7 +97,7 @@ class Continuations:
     def draft(self, row: int, pad_id: int) -> Draft:
         """A row as something to go on from."""
         ids = self.sequences[row]
-        return Draft(ids[ids != pad_id], self.states[:, row : row + 1], self.start.context)
+        return Draft(ids[ids != pad_id], self.states[:, :, row], self.start.context)
 
     def new_ids(self, row: int) -> list[int]:
         """What a row adds to the draft."""
@@ -128,7 +137,8 @@ def begin(
     ids = torch.tensor([decoder.config.decoder_start_token_id, *context], device=device)
     if not context:
         return Draft(ids)
-    output = decoder(decoder_input_ids=ids[None, :-1], encoder_outputs=conditions, use_cache=True)
+    read = ids[:-1].expand(len(conditions[0]), -1)
+    output = decoder(decoder_input_ids=read, encoder_outputs=conditions, use_cache=True)
     return Draft(ids, output.past_key_values.h, len(context))
 
 
@@ -141,7 +151,7 @@ def sample_passages(
     penalized: torch.Tensor | None = None,
     start: Draft | None = None,
 ) -> Continuations:
-    """Write `count` passages to their end under the same conditions (those of a batch of one).
+    """Write `count` passages to their end under the same conditions (those of a batch of one, or of two: see above).
 
     Args:
         decoder, conditions: The model, and what its `conditions` made of one thought and its content words.
@@ -192,10 +202,10 @@ def _sample(
     marks: SentenceMarks | None,
 ) -> Continuations | None:
     config = decoder.config
-    device = conditions[0].device
-    conditions = StoryConditionOutput(*(part.expand(count, *part.shape[1:]) for part in conditions.to_tuple()))
+    device, sides = conditions[0].device, len(conditions[0])  # G
+    conditions = StoryConditionOutput(*(part.repeat_interleave(count, 0) for part in conditions.to_tuple()))
     sequences = start.ids.expand(count, -1)  # [N, T]
-    states = None if start.state is None else start.state.expand(-1, count, -1).contiguous()  # [L, N, H]
+    states = None if start.state is None else start.state.repeat_interleave(count, 1)  # [L, G * N, H]
     finished = torch.zeros(count, dtype=torch.bool, device=device)
     total, length = torch.zeros(count, device=device), torch.zeros(count, device=device)
     already = start.written
@@ -206,15 +216,19 @@ def _sample(
     limit = limit if marks is None else min(limit, options.max_sentence_tokens)
     for step in range(limit):
         output = decoder(
-            decoder_input_ids=sequences[:, -1:],
+            decoder_input_ids=sequences[:, -1:].repeat(sides, 1),
             encoder_outputs=conditions,
             past_key_values=None if states is None else GRUState(states),
             use_cache=True,
         )
         read = output.past_key_values.h
-        states = read if states is None else torch.where(finished.view(1, -1, 1), states, read)
-        raw = output.logits[:, -1]  # [N, V]
-        log_probs = raw - weight * written
+        states = read if states is None else torch.where(finished.repeat(sides).view(1, -1, 1), states, read)
+        raw = output.logits[:count, -1]  # [N, V]
+        guided = raw
+        if sides > 1:
+            other = output.logits[count:, -1]
+            guided = other + options.guidance * (raw - other)
+        log_probs = guided - weight * written
         early = len(already) + step < options.min_new_tokens
         may_decline = marks is not None and step == 0 and already and not early
         if may_decline and draw(log_probs[:1], generator, options) == config.eos_token_id:
@@ -232,6 +246,7 @@ def _sample(
         waiting = 0 if marks is None else int(STRAGGLERS * count)
         if int((~finished).sum()) <= waiting:
             break
+    states = states.unflatten(1, (sides, count))
     return Continuations(sequences, states, total / length.clamp_min(1), finished, start)
 
 

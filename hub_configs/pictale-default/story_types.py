@@ -37,6 +37,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "top_p": (1e-6, 1),
     "min_p": (0, 1),
     "presence_penalty": (0, 100),
+    "guidance": (0, 10),
     "no_repeat_ngram_size": (0, 50),
     "min_new_tokens": (0, 1000),
     "max_new_tokens": (1, 1000),
@@ -75,6 +76,8 @@ class StoryOptions:
         beam_width: 0 samples; 1 is greedy search, more is beam search (whole passages, `candidates` then has no
             meaning). 0 is 50 with the recipe `neural-storyteller`.
         temperature, top_k, top_p, min_p: Sampling of words, see `SamplingOptions`.
+        guidance: How far words are drawn away from what a passage about nothing in no style would say; 1: not at all.
+            Above it picture and style are told more loudly. Beam search has none.
         presence_penalty, no_repeat_ngram_size: Against saying the same again; the penalty spares function words.
         min_new_tokens, max_new_tokens: Length of a passage in words and marks.
         max_sentence_tokens: Length of a sentence, where sentences are chosen.
@@ -111,6 +114,7 @@ class StoryOptions:
     top_p: float = 0.92
     min_p: float = 0.0
     presence_penalty: float = 1.0
+    guidance: float = 1.0
     no_repeat_ngram_size: int = 4
     min_new_tokens: int = 25
     max_new_tokens: int = 70
@@ -153,6 +157,7 @@ class StoryOptions:
             passages=1,
             no_repeat_ngram_size=0,
             presence_penalty=0.0,
+            guidance=1.0,
         )
 
 

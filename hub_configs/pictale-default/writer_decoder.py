@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from .beam_search import beam_passages
@@ -131,14 +132,33 @@ class DecoderWriter:
         words = task.wish.content[: task.options.content_words]
         done = taken_up(words, content_words([told]))
         shown = [word for word in words if word not in done] + done[:BACKGROUND_WORDS]
-        device = self.decoder.device
-        return self.decoder.conditions(
-            torch.from_numpy(task.thought)[None].to(device),
-            None if task.previous is None else torch.from_numpy(task.previous)[None].to(device),
-            torch.tensor([[*self.known(shown).values()] or [0]], device=device),
-            None if task.wish.style is None else torch.from_numpy(task.wish.style)[None].to(device),
-            task.options.strength * task.options.accent,
-        )
+        found = self.decoder.conditions(**self._told(task, [*self.known(shown).values()]))
+        if task.options.guidance == 1 or task.options.beam_width:
+            return found
+        away = self.decoder.conditions(**self._told(task, [], of_picture=False))
+        content, mask = (torch.cat([part, torch.zeros_like(part)]) for part in found.to_tuple()[1:])
+        return StoryConditionOutput(torch.cat([found[0], away[0]]), content, mask)
+
+    def _told(self, task: PassageTask, words: Sequence[int], of_picture: bool = True) -> dict[str, Any]:
+        """What the decoder's conditions are made of; without `of_picture`, for a passage about nothing in no style."""
+        device, style = self.decoder.device, task.wish.style
+        accent = task.options.strength * task.options.accent
+        thought = task.thought
+        if not of_picture:
+            thought, accent = self._middle(task), 0.0
+        return {
+            "thought": torch.from_numpy(thought)[None].to(device),
+            "previous_thought": None if task.previous is None else torch.from_numpy(task.previous)[None].to(device),
+            "content_ids": torch.tensor([words or [0]], device=device),
+            "style": None if style is None else torch.from_numpy(style)[None].to(device),
+            "strength": accent,
+        }
+
+    def _middle(self, task: PassageTask) -> np.ndarray:
+        """The thought of a passage of which neither style nor subject is known."""
+        if self.decoder.conditions.style is not None:
+            return self.decoder.conditions.style.center.float().cpu().numpy()
+        return np.zeros_like(task.thought) if task.wish.style is None else task.wish.style
 
     @torch.no_grad()
     def _begin(self, task: PassageTask) -> Draft:
