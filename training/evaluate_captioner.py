@@ -37,6 +37,7 @@ from modeling.text import clean_text
 from .caption_sources import image_names, read_captions, say_skipped
 from .data_captions import CaptionSplit, normalise_caption, read_split
 from .feature_cache import decode_image
+from .figures import command_line
 from .metrics_captions import bootstrap_interval, score_captions
 
 LATENCY_BATCH = 16
@@ -373,7 +374,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         content = results[0][1] if len(results) == 1 else written
         args.captions.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
     if args.json:
-        print("\n".join(json.dumps(report) for report in reports))
+        command = command_line("evaluate_captioner", arguments)
+        print("\n".join(json.dumps(report | {"command": command}) for report in reports))
     elif args.markdown:
         print(markdown_table(reports))
     else:

@@ -33,6 +33,7 @@ from modeling.modeling_skip_thoughts import PictaleSkipThoughtsEncoder
 from .caption_sources import CaptionSplit, image_names, read_split, say_skipped
 from .embedding_recipe import load_eyes, model_folder
 from .feature_cache import decode_image
+from .figures import command_line
 from .retrieval_metrics import RECALL_AT, retrieval_scores
 
 CAPTIONER = "hub_configs/captioner-flickr8k"
@@ -170,7 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"Error: {error}", file=sys.stderr)
         return 2
     if args.json:
-        print(json.dumps(report))
+        print(json.dumps(report | {"command": command_line("evaluate_retrieval", arguments)}))
     else:
         print("\n".join(f"{name:28} {value}" for name, value in report.items()), table(report), sep="\n\n")
     return 0

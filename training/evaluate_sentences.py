@@ -29,6 +29,7 @@ import torch
 from modeling.errors import PictaleError
 from modeling.sentence_features import load_sentence_encoder
 
+from .figures import command_line
 from .recipes import dataset_location
 from .sentence_baselines import (
     PAPER_ROWS,
@@ -221,7 +222,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PictaleError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2
-    print(json.dumps(report) if args.json else markdown(report))
+    command = {"command": command_line("evaluate_sentences", arguments)}
+    print(json.dumps(report | command) if args.json else markdown(report))
     return 0
 
 

@@ -43,6 +43,7 @@ from modeling.pipeline_story import StoryPipeline
 from . import story_measures as measures
 from .caption_sources import read_split
 from .feature_cache import decode_image
+from .figures import command_line
 from .story_judges import FluencyJudge, SentenceJudge, StyleJudge
 from .story_systems import SYSTEMS, Library, Tellers, Told, parse_system, read_library
 
@@ -330,7 +331,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"Error: {error}", file=sys.stderr)
         return 2
     if args.json:
-        print(json.dumps(report))
+        print(json.dumps(report | {"command": command_line("evaluate_stories", arguments)}))
         return 0
     print(markdown_table(report))
     if judge := report.get("style_judge"):

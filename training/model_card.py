@@ -1,10 +1,14 @@
-"""Model cards: the front matter that the Hub reads, with the measured figures, and a first text where there is none.
+"""Model cards: the front matter that the Hub reads, tables of measured figures, and a first text where there is none.
 
     python -m training.evaluate_captioner --model DIR --dataset flickr8k --split test --json > report.json
     python -m training.model_card DIR --report report.json
 
-The figures of a folder stand in its `figures.json`, with the command that measured them and the fingerprint of the
-weights they belong to; from there they go into the card as `model-index`.
+Reports of evaluate_captioner, evaluate_sentences, evaluate_retrieval and evaluate_stories with --json, and of
+train_story_decoder with --evaluate-only, are understood. Their figures are kept in the folder's `figures.json`, with
+the command that measured them and the fingerprint of the weights they belong to. From there they go into the card: as
+`model-index` into its front matter, and as tables between the lines `<!-- figures -->` and `<!-- /figures -->`
+(`<!-- figures: captions -->`: of one kind alone). The rest of a card is left as it is. Without --report the card is
+brought up to date with `figures.json`.
 """
 
 from __future__ import annotations
@@ -14,22 +18,18 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import ModelCard, ModelCardData
+from yaml import YAMLError
 
 from modeling.errors import ModelFolderError, PictaleError
 
+from .figures import Measurement, add_measurement, measurement, model_index, with_tables, without_place
+
 FIGURES_FILE = "figures.json"
-METRICS = {
-    "bleu_1": ("bleu", "BLEU-1"),
-    "bleu_4": ("bleu", "BLEU-4"),
-    "meteor": ("meteor", "METEOR"),
-    "rouge_l": ("rouge", "ROUGE-L"),
-    "cider": ("cider", "CIDEr"),
-}
 # what the Hub calls the task, and how the model is used
 KINDS = {
     "pictale_captioner": (
@@ -49,6 +49,12 @@ KINDS = {
         ["story-generation"],
         "from transformers import AutoModelForSeq2SeqLM\n\n"
         'decoder = AutoModelForSeq2SeqLM.from_pretrained("{place}", trust_remote_code=True)',
+    ),
+    "pictale_joint_embedding": (
+        "feature-extraction",
+        ["image-text-retrieval", "visual-semantic-embedding"],
+        'from transformers import AutoModel\n\nmodel = AutoModel.from_pretrained("{place}", trust_remote_code=True)\n'
+        'vectors = model.embed_texts(["A dog runs on the beach."])',
     ),
     "pictale_storyteller": (
         "image-to-text",
@@ -75,7 +81,9 @@ TEMPLATE = """---
 
 ## Figures
 
-{{ figures }}
+<!-- figures -->
+None were measured on these weights.
+<!-- /figures -->
 
 ## Limits
 
@@ -89,13 +97,18 @@ filtered. Do not rely on it where a wrong description could harm somebody.
 
 
 def fingerprint(folder: Path) -> str:
-    """First 16 digits of the sha256 of the weights; of a pipeline, which has none, of its description."""
-    name = "model.safetensors" if (folder / "model.safetensors").is_file() else "pipeline.json"
-    with open(folder / name, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    """First 16 digits of the sha256 of the weights; of a pipeline, which has none, of all that makes it what it is."""
+    weights, pipeline = folder / "model.safetensors", folder / "pipeline.json"
+    files = (
+        [weights] if weights.is_file() else [pipeline, *sorted(folder.glob("styles/*")), *folder.glob("bookshelf.*")]
+    )
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
-def read_figures(folder: Path) -> list[dict[str, Any]]:
+def read_figures(folder: Path) -> list[Measurement]:
     """What is in `figures.json`, or nothing.
 
     Raises:
@@ -104,58 +117,36 @@ def read_figures(folder: Path) -> list[dict[str, Any]]:
     path = folder / FIGURES_FILE
     if not path.is_file():
         return []
-    try:
-        figures = json.loads(path.read_text(encoding="utf-8"))
-        wrong = [f["command"] for f in figures if f["weights"] != fingerprint(folder)]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ModelFolderError(f"{path} is damaged ({type(error).__name__}): measure again.") from None
-    if wrong:
+    figures = _read(path)
+    now = fingerprint(folder)
+    if wrong := [one["command"] for one in figures if one["weights"] != now]:
         raise ModelFolderError(f"{path} tells of other weights than these: measure again, with `{wrong[0]}`.")
     return figures
 
 
-def figure_of(folder: Path, report: Mapping[str, Any]) -> dict[str, Any]:
-    """An entry of `figures.json` from a report of `training.evaluate_captioner`."""
-    metrics = {name: round(float(report[name]), 2) for name in METRICS if report.get(name) is not None}
-    if not metrics or not {"dataset", "split"} <= set(report):
-        raise ModelFolderError(
-            "That is no report of `training.evaluate_captioner --json`: it has no dataset and scores."
-        )
-    beams = report.get("num_beams", 3)
-    dataset, split = report["dataset"], report["split"]
-    command = f"python -m training.evaluate_captioner --model {folder.name} --dataset {dataset} --split {split}"
-    return {
-        "task": "image-to-text",
-        "dataset": dataset,
-        "split": split,
-        "command": f"{command} --num-beams {beams}",
-        "weights": fingerprint(folder),
-        "metrics": metrics,
-    }
+def _read(path: Path) -> list[Measurement]:
+    try:
+        figures = json.loads(path.read_text(encoding="utf-8"))
+        model_index(figures), with_tables("<!-- figures -->\n<!-- /figures -->", figures)
+        return [one for one in figures if one["weights"] and one["command"]]
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ModelFolderError(f"{path} is damaged ({type(error).__name__}): measure again.") from None
 
 
-def model_index(figures: list[dict[str, Any]]) -> list[EvalResult]:
-    """What the Hub shows beside a model."""
-    return [
-        EvalResult(
-            task_type=figure["task"],
-            dataset_type=figure["dataset"],
-            dataset_name=figure["dataset"],
-            dataset_split=figure["split"],
-            metric_type=METRICS.get(name, (name, name))[0],
-            metric_name=METRICS.get(name, (name, name))[1],
-            metric_value=value,
-            metric_args={"command": figure["command"]},
-        )
-        for figure in figures
-        for name, value in figure["metrics"].items()
-    ]
+def with_figures(text: str, name: str, figures: Sequence[Measurement]) -> str:
+    """A card with these figures in its front matter and its tables in place of others; the text stays as it is.
 
-
-def with_figures(text: str, name: str, figures: list[dict[str, Any]]) -> str:
-    """A card with these figures in its front matter in place of others; the text stays as it is."""
-    card = ModelCard(text, ignore_metadata_errors=True)
-    card.data.model_name, card.data.eval_results = (name, model_index(figures)) if figures else (None, None)
+    Raises:
+        ModelFolderError: its front matter cannot be read, or it has a place for figures of an unknown kind.
+    """
+    try:
+        card = ModelCard(text, ignore_metadata_errors=True)
+    except (YAMLError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelFolderError(f"The front matter of the card (README.md) cannot be read: {reason}") from None
+    results = model_index(figures)
+    card.data.model_name, card.data.eval_results = (name, results) if results else (None, None)
+    card.text = with_tables(card.text, figures)
     return str(card)
 
 
@@ -166,38 +157,26 @@ def first_card(folder: Path, repo_id: str, licence: str, language: str = "en") -
         raise ModelFolderError(f"There is no card for a {config['model_type']}: write a README.md for it.")
     task, tags, usage = KINDS[config["model_type"]]
     figures = read_figures(folder)
-    rows = [
-        f"| {f['dataset']}, {f['split']} | {METRICS.get(n, (n, n))[1]} | {v:g} | `{f['command']}` |"
-        for f in figures
-        for n, v in f["metrics"].items()
-    ]
-    has_recipe = (folder / "recipe.json").is_file()
     name = repo_id.split("/")[-1]
-    return str(
-        ModelCard.from_template(
-            ModelCardData(
-                language=language,
-                license=licence,
-                library_name="transformers",
-                pipeline_tag=task,
-                tags=[*tags, "pictale"],
-                model_name=name if figures else None,
-                eval_results=model_index(figures) or None,
-            ),
-            template_str=TEMPLATE,
-            name=name,
-            what=f"A {config['architectures'][0]} of [Pictale](https://huggingface.co/pictale), which tells stories "
-            "about photographs.",
-            usage=usage.format(place=repo_id),
-            recipe="[recipe.json](recipe.json) has every setting and names the data."
-            if has_recipe
-            else "Not recorded.",
-            figures="\n".join(["| data | metric | value | command |", "|---|---|---|---|", *rows])
-            if rows
-            else "None were measured on these weights.",
-            licence=f"{licence}. The code beside the weights is Apache-2.0.",
-        )
+    card = ModelCard.from_template(
+        ModelCardData(
+            language=language,
+            license=licence,
+            library_name="transformers",
+            pipeline_tag=task,
+            tags=[*tags, "pictale"],
+        ),
+        template_str=TEMPLATE,
+        name=name,
+        what=f"A {config['architectures'][0]} of [Pictale](https://huggingface.co/pictale), which tells stories about "
+        "photographs.",
+        usage=usage.format(place=repo_id),
+        recipe="[recipe.json](recipe.json) has every setting and names the data."
+        if (folder / "recipe.json").is_file()
+        else "Not recorded.",
+        licence=f"{licence}. The code beside the weights is Apache-2.0.",
     )
+    return with_figures(str(card), name, figures) if figures else str(card)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -206,34 +185,95 @@ def write_text(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def add_report(folder: Path, report: Mapping[str, Any]) -> None:
-    """Put a report's figures in `figures.json`, in place of those of the same command or of other weights, and in the
-    front matter of the card."""
-    new = figure_of(folder, report)
-    try:
-        kept = [figure for figure in read_figures(folder) if figure["command"] != new["command"]]
-    except ModelFolderError:
-        kept = []
-    write_text(folder / FIGURES_FILE, json.dumps([*kept, new], indent=2) + "\n")
+def add_reports(
+    folder: Path, reports: Iterable[Mapping[str, Any]], label: str | None = None, command: str | None = None
+) -> list[Measurement]:
+    """Put the figures of reports into `figures.json`, in place of the same rows and of those of other weights, and into
+    the card, if there is one; returns all figures.
+
+    Args:
+        label, command: See `figures.measurement`.
+
+    Raises:
+        ModelFolderError: something that is no report, or a card that cannot be read. Nothing is written then.
+    """
+    path, now = folder / FIGURES_FILE, fingerprint(folder)
+    figures = [one for one in _read(path) if one["weights"] == now] if path.is_file() else []
+    place = f"hub_configs/{folder.resolve().name}" if folder.resolve().parent.name == "hub_configs" else folder.name
+    for report in reports:
+        figures = add_measurement(figures, measurement(report, now, place, label, command))
+    card = update_card(folder, figures)
+    write_text(path, json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
+    if card is not None:
+        write_text(folder / "README.md", card)
+    return figures
+
+
+def update_card(folder: Path, figures: Sequence[Measurement]) -> str | None:
+    """The folder's card with these figures; None where it has no card."""
     card = folder / "README.md"
-    if card.is_file():
-        write_text(card, with_figures(card.read_text(encoding="utf-8"), folder.name, [*kept, new]))
+    return with_figures(card.read_text(encoding="utf-8"), folder.resolve().name, figures) if card.is_file() else None
 
 
-def main() -> None:
+def read_reports(path: Path) -> list[Any]:
+    """One JSON object, or one in each line.
+
+    Raises:
+        ModelFolderError: neither.
+    """
+    text = path.read_text(encoding="utf-8")
+    try:
+        return [json.loads(text)]
+    except ValueError:
+        pass
+    try:
+        found = [json.loads(line) for line in text.splitlines() if line.strip()]
+    except ValueError:
+        found = []
+    if not found:
+        raise ModelFolderError(f"{path} holds no report: it is empty or not JSON.")
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="DIR", help="model folder")
-    parser.add_argument("--report", type=Path, required=True, help="what `evaluate_captioner --json` printed")
-    args = parser.parse_args()
+    parser.add_argument(
+        "--report",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="what an evaluation printed (repeatable)",
+    )
+    parser.add_argument("--label", help="name of the model's row, for reports on it in a special state")
+    parser.add_argument("--command", help="how it was measured, for a report that does not say so")
+    args = parser.parse_args(arguments)
     try:
-        if not (args.folder / "config.json").is_file():
-            raise ModelFolderError(f"{args.folder} is no model folder: it has no config.json.")
-        for line in args.report.read_text(encoding="utf-8").splitlines():
-            add_report(args.folder, json.loads(line))
-    except (PictaleError, OSError, ValueError) as error:
-        sys.exit(f"model_card: {error}")
-    print(f"{args.folder / FIGURES_FILE}: {len(read_figures(args.folder))} measurements")
+        if not any((args.folder / name).is_file() for name in ("model.safetensors", "pipeline.json")):
+            raise ModelFolderError(f"{args.folder} is no model folder: it has no model.safetensors or pipeline.json.")
+        if args.report:
+            reports = [report for path in args.report for report in read_reports(path)]
+            figures = add_reports(args.folder, reports, args.label, args.command)
+        else:
+            figures = read_figures(args.folder)
+            if not figures:
+                raise ModelFolderError(f"{args.folder} has no figures yet: give the --report of an evaluation.")
+            if card := update_card(args.folder, figures):
+                write_text(args.folder / "README.md", card)
+    except (PictaleError, OSError, UnicodeDecodeError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 2
+    print(f"{args.folder / FIGURES_FILE}: {len(figures)} measurements")
+    card = args.folder / "README.md"
+    for kind in without_place(card.read_text(encoding="utf-8"), figures) if card.is_file() else []:
+        print(
+            f"{card} has no table of {kind}: put the lines <!-- figures: {kind} --> and <!-- /figures --> where it "
+            "should stand, and call this again.",
+            file=sys.stderr,
+        )
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

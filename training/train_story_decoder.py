@@ -36,6 +36,7 @@ from modeling.text import clean_text, is_content_word
 from modeling.tokenization import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 
 from .data_text import Corpus, LengthBatches, TextSource, TokenStore, load_corpus, pad_ids, tokenize_corpus
+from .figures import command_line
 from .loop import LoopOptions, prepare_output_dir, train
 from .recipes import from_dict, read_recipe, recipe_parser
 from .sentence_vectors import sentence_vectors
@@ -386,7 +387,9 @@ def main() -> None:
         if args.evaluate_only:
             if not recipe.initial:
                 raise RecipeError("--evaluate-only needs weights: add --set initial=FOLDER.")
-            print(json.dumps(run(recipe, evaluate_only=True), indent=1))
+            report = {"model": recipe.initial, "data": [source["dataset"] for source in recipe.data.sources]}
+            report |= {"command": command_line("train_story_decoder", None), **run(recipe, evaluate_only=True)}
+            print(json.dumps(report, indent=1))
             return
         result = run(recipe, args.resume)
     except PictaleError as error:
