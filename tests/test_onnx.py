@@ -75,6 +75,10 @@ def test_errors_are_one_sentence(exported, tmp_path):
     captioner = place / "tiny-captioner"
     with pytest.raises(ModelFolderError, match="training.export_onnx"):
         pipe.use_onnx(tmp_path)
+    pipe.use_onnx()
+    with pytest.raises(ModelFolderError, match="cannot be saved"):
+        pipe.save_pretrained(tmp_path / "saved")
+    pipe = StoryPipeline.from_pretrained(place / "tiny-pipeline")
     weights = load_file(captioner / "model.safetensors")
     weights["vocabulary.bias"] += 1
     save_file(weights, captioner / "model.safetensors", {"format": "pt"})
@@ -83,3 +87,22 @@ def test_errors_are_one_sentence(exported, tmp_path):
     (captioner / "onnx" / "decoder_step.onnx").write_bytes(b"nothing")
     with pytest.raises(ModelFolderError, match="decoder_step.onnx is missing or damaged"):
         OnnxCaptioner.from_pretrained(captioner / "onnx")
+    shutil.copy(captioner / "onnx" / "encoder.onnx", captioner / "onnx" / "decoder_step.onnx")
+    (captioner / "onnx" / "onnx.json").write_text('{"grid": 3}')
+    with pytest.raises(ModelFolderError, match=r"onnx is damaged \(TypeError\): export it again"):
+        OnnxCaptioner.from_pretrained(captioner / "onnx")
+
+
+def test_a_failed_export_leaves_nothing_behind(tmp_path, monkeypatch):
+    from training import export_onnx
+
+    captioner = save_tiny_pipeline(tmp_path).parent / "tiny-captioner"
+    before = sorted(path.name for path in captioner.iterdir())
+
+    def fail(*args, **kwargs):
+        raise RuntimeError
+
+    monkeypatch.setattr(export_onnx, "_write", fail)
+    with pytest.raises(ModelFolderError, match="cannot be said in ONNX: RuntimeError"):
+        export_onnx.export(captioner)
+    assert sorted(path.name for path in captioner.iterdir()) == before

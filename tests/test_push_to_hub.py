@@ -1,19 +1,23 @@
 """Publishing: what is refused, and the way there and back through a server that speaks the Hub's protocol."""
 
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
 import textwrap
+import zipfile
 
+import numpy as np
 import pytest
 import torch
-from huggingface_hub import ModelCard
+from huggingface_hub import HfApi, ModelCard
 from safetensors.torch import load_file, save_file
 
 from modeling import StoryPipeline
 from modeling.errors import ModelFolderError
+from modeling.pipeline_files import commit_folder
 from tests.conftest import REPOSITORY
 from tests.support.hub_server import TOKEN, running_hub
 from tests.tiny import BOOK, save_tiny_pipeline, tiny_pipeline
@@ -76,11 +80,28 @@ def test_figures_become_a_model_index(folder, staged):
         read_figures(staged)
 
 
+def archive_with(name):
+    """A zip file, as torch.save writes them."""
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w") as archive:
+        archive.writestr(name, b"content")
+    return data.getvalue()
+
+
+def array_of(dtype):
+    data = io.BytesIO()
+    np.save(data, np.zeros(3, dtype=dtype), allow_pickle=True)
+    return data.getvalue()
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
         ("optimizer.pt", b"weights", "optimizer.pt may run code"),
         ("state", b"\x80\x04\x95rest", "state may run code"),
+        ("states", archive_with("run/data.pkl"), "states may run code"),
+        ("table.npy", array_of(object), "table.npy may run code"),
+        ("code.py", b"TOKEN = 'hf_" + b"a" * 34 + b"'", "code.py holds an access token"),
         ("recipe.json", b'{"data": "/home/rosa/photos"}', "recipe.json names a path of this machine, /home/rosa"),
         ("notes.txt", b"C:\\Users\\rosa", "notes.txt names a path of this machine"),
         ("notes.md", b"token hf_" + b"a" * 34, "notes.md holds an access token"),
@@ -93,6 +114,13 @@ def test_what_is_refused(staged, name, content, said):
     (staged / name).write_bytes(content)
     found = problems(staged, 2**20)
     assert len(found) == 1 and said in found[0]
+
+
+def test_what_only_looks_like_a_pickle(staged):
+    (staged / "style.safetensors").write_bytes(b"\x80\x02" + bytes(6) + b" " * 640)  # a header of 640 bytes
+    (staged / "table.npy").write_bytes(array_of(np.float32))
+    (staged / "texts.zip").write_bytes(archive_with("texts.txt"))
+    assert problems(staged, 2**20) == []
 
 
 def test_addresses_are_no_paths(staged):
@@ -108,11 +136,28 @@ def test_errors_are_one_sentence(folder, tmp_path, capsys):
     assert "There is no folder" in said(tmp_path / "nothing", "--repo-id", "a/b")
     assert "not a Hub id" in said(folder, "--repo-id", "tiny")
     assert "name a --license" in said(folder, "--repo-id", "a/b")
+    config = (folder / "config.json").read_text()
+    for damaged in ("{", "[]"):
+        (folder / "config.json").write_text(damaged)
+        assert "configuration file" in said(folder, "--repo-id", "a/b", "--license", "mit")
+    (folder / "config.json").write_text(config)
+    (folder / "README.md").write_text("---\nlicense: [\n---\n# A model")
+    assert "front matter of README.md cannot be read" in said(folder, "--repo-id", "a/b")
+    (folder / "README.md").unlink()
     (folder / "preprocessor_config.json").unlink()
     said_last = said(folder, "--repo-id", "a/b", "--license", "mit", "--dry-run")
     assert "does not work where this package is not" in said_last and said_last.count("\n") == 1
     (folder / "model.safetensors").unlink()
     assert "has no model.safetensors" in said(folder, "--repo-id", "a/b", "--license", "mit")
+
+
+def test_no_connection_is_one_sentence(tmp_path, monkeypatch):
+    (tmp_path / "notes.md").write_text("text")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("modeling.pipeline_files.HfApi", lambda token: HfApi("http://127.0.0.1:9", token="hf_none"))
+    with pytest.raises(ModelFolderError, match="The Hub did not take 'a/b' .*check the name, the connection") as error:
+        commit_folder(tmp_path, "a/b", "a message")
+    assert "\n" not in str(error.value)
 
 
 PUSH = """

@@ -8,9 +8,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from modeling import CaptionBank, ImageError, ModelFolderError, PictaleError, Story, StoryOptions, StoryPipeline
+from modeling import (
+    CaptionBank,
+    ImageError,
+    ModelFolderError,
+    PictaleError,
+    PictaleJointEmbedding,
+    PictaleJointEmbeddingConfig,
+    Story,
+    StoryOptions,
+    StoryPipeline,
+)
 from modeling.__main__ import main
 from modeling.errors import TextError
+from modeling.fingerprints import backbone_fingerprint
 from modeling.photo_search import PhotoIndex
 from tests.tiny import save_tiny_pipeline, tiny_captioner, tiny_embedding, tiny_pipeline
 from training.tiny_photos import COLOURS, SHAPES, draw
@@ -176,6 +187,18 @@ def test_a_saved_pipeline_remembers(pipe, photos, tmp_path):
     assert [[n.text for n in near] for near in here] == [[n.text for n in near] for near in there]
 
 
+def test_a_pipeline_brings_an_embedding_that_reads_with_its_encoder(photos, tmp_path):
+    pipe = tiny_pipeline()
+    expected = {"backbone_fingerprint": backbone_fingerprint(pipe.captioner.encoder.backbone)}
+    expected |= {"hidden_size": pipe.encoder.config.hidden_size, "encoder_fingerprint": pipe.encoder.fingerprint()}
+    config = PictaleJointEmbeddingConfig(feature_size=64, sentence_encoder="skip-thoughts", **expected)
+    pipe.set_embedding(PictaleJointEmbedding(config).eval())
+    pipe.use_sentences(SENTENCES)
+    again = StoryPipeline.from_pretrained(pipe.save_pretrained(tmp_path / "whole"))
+    one = again.similarities(photos, SENTENCES[0])
+    np.testing.assert_allclose(one, pipe.similarities(photos, SENTENCES[:1]), atol=1e-5)
+
+
 def test_an_embedding_of_another_captioner_only_takes_retrieval_away(photos, tmp_path):
     loaded = StoryPipeline.from_pretrained(save_with_embedding(tmp_path, tiny_captioner(seed=5)))
     assert not loaded.can_retrieve and loaded(photos[0], seed=1).story
@@ -214,6 +237,16 @@ def test_an_index_is_kept_and_brought_up_to_date(pipe, folder, tmp_path, monkeyp
     file.write_bytes(b"damaged")
     assert len(pipe.search(folder, "a cat", k=100, index=index)) == 7
     assert not list(index.glob("*.writing"))
+
+
+def test_a_cache_that_cannot_be_written_and_odd_names_are_no_hindrance(pipe, folder, tmp_path):
+    index = tmp_path / "index"
+    odd = folder.rename(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))  # a name in Latin-1, as old disks have
+    first = pipe.search(odd, "a red house", k=3, index=index)
+    [file] = index.iterdir()
+    file.unlink()
+    file.with_name(f"{file.name}.{os.getpid()}.writing").mkdir()
+    assert pipe.search(odd, "a red house", k=3, index=index) == first and not file.exists()
 
 
 def test_what_cannot_be_searched(pipe, folder, tmp_path):

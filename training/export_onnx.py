@@ -98,7 +98,20 @@ def export(source: str | Path, target: str | Path | None = None) -> Path:
     model.float().eval().requires_grad_(False)
     writing = target.with_name(f"{target.name}.writing")
     shutil.rmtree(writing, ignore_errors=True)
-    writing.mkdir(parents=True)
+    try:
+        writing.mkdir(parents=True)
+        _export_checked(model, source, writing)
+        shutil.rmtree(target, ignore_errors=True)
+        writing.rename(target)
+    except OSError as error:
+        raise ModelFolderError(f"The graphs of {source} cannot be written to {target} ({error}).") from None
+    finally:
+        shutil.rmtree(writing, ignore_errors=True)
+    return target
+
+
+def _export_checked(model: PictaleCaptionerForConditionalGeneration, source: Path, writing: Path) -> None:
+    """The files of an exported captioner in the folder `writing`, compared with the model."""
     torch.manual_seed(0)
     size = model.config.image_size
     encoder, start, step = EncoderGraph(model).eval(), StartGraph(model).eval(), StepGraph(model).eval()
@@ -113,7 +126,7 @@ def export(source: str | Path, target: str | Path | None = None) -> Path:
         outputs = ["log_probs", "h_next", "c_next", "attention"]
         _write(step, (ids, regions, keys, h, c), inputs, outputs, writing / STEP_FILE)
     except Exception as error:  # the exporter has many kinds
-        reason = str(error).strip().splitlines()[0][:200]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise ModelFolderError(f"The captioner in {source} cannot be said in ONNX: {reason}") from error
     meta = {"grid": list(model.grid_size), "weights": fingerprint(source)}
     (writing / META_FILE).write_text(json.dumps(meta) + "\n", encoding="utf-8")
@@ -122,9 +135,6 @@ def export(source: str | Path, target: str | Path | None = None) -> Path:
     difference = compare((encoder, start, step), OnnxCaptioner.from_pretrained(writing))
     if not difference < TOLERANCE:
         raise ModelFolderError(f"The exported graphs of {source} differ from the model by {difference:.2g}.")
-    shutil.rmtree(target, ignore_errors=True)
-    writing.rename(target)
-    return target
 
 
 def _write(graph: nn.Module, inputs: tuple, names: list[str], outputs: list[str], path: Path) -> None:

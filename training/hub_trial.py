@@ -41,6 +41,15 @@ def try_storyteller(place: str) -> str:
     return telling(picture(), seed=1, candidates=2, passages=1)["story"]
 
 
+def try_embedding(place: str) -> str:
+    from transformers import AutoModel
+
+    model = AutoModel.from_pretrained(place, trust_remote_code=True)
+    if model.config.sentence_encoder != "gru":  # it reads with another model's encoder
+        return f"a {type(model).__name__}"
+    return f"a vector of {model.embed_texts(['A dog runs on the beach.']).shape[1]}"
+
+
 def try_loading(place: str) -> str:
     from transformers import AutoModel
 
@@ -57,6 +66,7 @@ TRIALS = {
     "pictale_captioner": try_captioner,
     "pictale_skip_thoughts": try_encoder,
     "pictale_story_decoder": try_decoder,
+    "pictale_joint_embedding": try_embedding,
     "pictale_storyteller": try_storyteller,
 }
 

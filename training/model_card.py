@@ -98,10 +98,9 @@ filtered. Do not rely on it where a wrong description could harm somebody.
 
 def fingerprint(folder: Path) -> str:
     """First 16 digits of the sha256 of the weights; of a pipeline, which has none, of all that makes it what it is."""
-    weights, pipeline = folder / "model.safetensors", folder / "pipeline.json"
-    files = (
-        [weights] if weights.is_file() else [pipeline, *sorted(folder.glob("styles/*")), *folder.glob("bookshelf.*")]
-    )
+    files = sorted(folder.glob("model*.safetensors"))
+    if not files:
+        files = [folder / "pipeline.json", *sorted(folder.glob("styles/*")), *sorted(folder.glob("bookshelf.*"))]
     digest = hashlib.sha256()
     for path in files:
         digest.update(path.read_bytes())

@@ -19,8 +19,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
 
+import numpy as np
 from huggingface_hub import CommitInfo, ModelCard
 from yaml import YAMLError
 
@@ -35,8 +37,8 @@ LEFT_OUT = (
     *("__pycache__", ".git", ".cache", ".DS_Store", "*.writing"),
     *("checkpoints", "checkpoint-*", "*.log", "log.jsonl"),
 )
-PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".h5")
-TEXTS = (".json", ".jsonl", ".md", ".txt", ".yaml", ".yml", ".csv", ".toml")
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".h5")
+TEXTS = (".json", ".jsonl", ".md", ".txt", ".yaml", ".yml", ".csv", ".toml", ".py")
 SECTIONS = {"Limits": "limits|limitations", "Licence": "licen[cs]e"}
 OWN_PATH = re.compile(
     r"(?<![\w/.:~-])(?:/(?:home|Users|root|tmp|mnt|media|var|opt|srv|workspace|private|content|kaggle)/[\w.-]+"
@@ -49,17 +51,20 @@ def stage(folder: Path, target: Path, repo_id: str, licence: str | None) -> None
     """Put a complete copy of a model folder into `target`.
 
     Raises:
-        ModelFolderError: it is no model folder, or has no card and no licence was named to write one.
+        ModelFolderError: it is no model folder, has a damaged configuration, or has no card and no licence was named to
+            write one.
     """
     pipeline = (folder / PIPELINE_FILE).is_file()
     if not pipeline:
         check_weights(folder, "model")
     shutil.copytree(folder, target, ignore=shutil.ignore_patterns(*LEFT_OUT), dirs_exist_ok=True)
-    complete(target)
-    if pipeline:
-        for name in read_pipeline_file(folder)["components"].values():
-            if name != "." and (target / name / "config.json").is_file():
-                complete(target / name)
+    parts = read_pipeline_file(folder)["components"].values() if pipeline else ()
+    inside = [target / name for name in parts if name != "." and (target / name / "config.json").is_file()]
+    for part in [target, *inside]:
+        try:
+            complete(part)
+        except (ValueError, AttributeError, TypeError) as error:  # of JSON that is none, or no object
+            raise ModelFolderError(f"A configuration file of {folder} is damaged ({error}).") from None
     card = target / "README.md"
     if card.is_file():
         text = card.read_text(encoding="utf-8")
@@ -77,7 +82,7 @@ def problems(folder: Path, max_bytes: int) -> list[str]:
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     for path in files:
         name = path.relative_to(folder).as_posix()
-        if path.suffix in PICKLES or _is_pickle(path):
+        if path.suffix in PICKLES or _holds_pickle(path):
             found.append(f"{name} may run code when it is loaded: save weights as safetensors, data as JSON.")
         if path.suffix in TEXTS and path.stat().st_size < 50_000_000:
             text = path.read_text(encoding="utf-8", errors="replace")
@@ -99,10 +104,22 @@ def problems(folder: Path, max_bytes: int) -> list[str]:
     return found
 
 
-def _is_pickle(path: Path) -> bool:
+def _holds_pickle(path: Path) -> bool:
+    """Whether the file is a pickle, or an array of numpy's or an archive (as torch writes) with one in it."""
+    if path.suffix == ".safetensors":  # it begins with a length, which may look like a pickle
+        return False
     with open(path, "rb") as file:
-        head = file.read(2)
-    return head[:1] == b"\x80" and head[1:] in b"\x02\x03\x04\x05" and len(head) == 2
+        head = file.read(6)
+    if head == b"\x93NUMPY":
+        try:
+            np.load(path, mmap_mode="r", allow_pickle=False)
+        except ValueError:
+            return True
+        return False
+    if head[:4] == b"PK\3\4" and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith(".pkl") for name in archive.namelist())
+    return len(head) > 1 and head[0] == 0x80 and 2 <= head[1] <= 5
 
 
 def card_problems(path: Path) -> list[str]:
@@ -147,7 +164,7 @@ def trial(staged: Path, siblings: Path) -> str:
     if run.returncode:
         reason = (run.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise ModelFolderError(f"It does not work where this package is not: {reason[:300]}")
-    return run.stdout.strip().splitlines()[-1]
+    return (run.stdout.strip().splitlines() or ["nothing, in no words"])[-1]
 
 
 def push(
@@ -215,7 +232,7 @@ def main(argv: list[str] | None = None) -> int:
             output=args.output,
             dry_run=args.dry_run,
         )
-    except PictaleError as error:
+    except (PictaleError, OSError) as error:
         print(f"push_to_hub: {error}", file=sys.stderr)
         return 2
     print("nothing was uploaded" if done is None else done.pr_url or done.commit_url)

@@ -95,9 +95,12 @@ class OnnxCaptioner(PreTrainedModel, GenerationMixin):
     def __init__(self, config: PictaleCaptionerConfig, folder: Path):
         super().__init__(config)
         self.encoder, self.step = OnnxEncoder(folder), OnnxGraph(folder / STEP_FILE)
-        meta = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
-        self.grid_size, self.weights = tuple(meta["grid"]), meta["weights"]
-        self.generation_config = GenerationConfig.from_pretrained(folder)
+        try:
+            meta = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
+            self.grid_size, self.weights = tuple(meta["grid"]), meta["weights"]
+            self.generation_config = GenerationConfig.from_pretrained(folder)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ModelFolderError(f"{folder} is damaged ({type(error).__name__}): export it again.") from None
         self.eval()
 
     @classmethod
@@ -132,6 +135,14 @@ class OnnxCaptioner(PreTrainedModel, GenerationMixin):
 
     def prepare_for_inference(self) -> OnnxCaptioner:
         return self
+
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
+        """Refused: the graphs are not weights.
+
+        Raises:
+            ModelFolderError: always.
+        """
+        raise ModelFolderError("Exported graphs cannot be saved as a captioner: load the pipeline again and save that.")
 
     @torch.no_grad()
     def generate(self, inputs: torch.Tensor | None = None, **kwargs):

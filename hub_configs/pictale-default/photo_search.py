@@ -9,6 +9,7 @@ Shapes: n photographs, D common width.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -74,7 +75,7 @@ class PhotoIndex:
         if not folder.is_dir():
             raise ImageError(f"There is no folder {folder} of photos to search: check its name.")
         place = Path(kept_in).expanduser() if kept_in is not None else default_index_folder()
-        name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:20]
+        name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:20]  # names may be no UTF-8
         file = place / f"{name}.safetensors"
         return cls._read(folder, embedding, file) or cls(folder, embedding), file
 
@@ -99,7 +100,7 @@ class PhotoIndex:
         rows = [np.zeros(width) if v is None else v for v in self.vectors.values()]
         metadata = {
             "embedding": self.embedding,
-            "folder": str(self.folder.resolve()),
+            "folder": os.fsencode(self.folder.resolve()).decode("utf-8", "replace"),
             "names": json.dumps([[name, v is not None] for name, v in self.vectors.items()]),
             "states": json.dumps(self.states),
         }
@@ -108,8 +109,9 @@ class PhotoIndex:
             file.parent.mkdir(parents=True, exist_ok=True)
             save_file({"vectors": np.array(rows, dtype=np.float16).reshape(len(rows), width)}, temporary, metadata)
             os.replace(temporary, file)
-        except OSError:
-            temporary.unlink(missing_ok=True)
+        except (OSError, SafetensorError):
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
     def update(
         self,

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 from transformers import PreTrainedTokenizerFast
 from transformers.dynamic_module_utils import get_relative_import_files
 
@@ -229,7 +228,7 @@ def commit_folder(
         return api.create_commit(
             repo_id, adding, commit_message=message, revision=revision, create_pr=create_pr or None
         )
-    except (HfHubHTTPError, LocalTokenNotFoundError, OSError) as error:
+    except Exception as error:  # the Hub's client raises its own, httpx' and the file system's
         reason = (str(error).strip().splitlines() or [""])[-1][:200]
         raise ModelFolderError(
             f"The Hub did not take '{repo_id}' ({type(error).__name__}: {reason}): check the name, the connection, and "

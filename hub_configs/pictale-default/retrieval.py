@@ -69,7 +69,8 @@ class PhotoRetrieval:
         """
         folder = Path(folder)
         embedding = load_component(PictaleJointEmbedding.from_pretrained, folder, "joint embedding", **load)
-        load_component(lambda _: embedding.tokenizer, folder, "joint embedding's tokenizer", weights=False)
+        if embedding.config.sentence_encoder == "gru":  # else it reads with the pipeline's encoder
+            load_component(lambda _: embedding.tokenizer, folder, "joint embedding's tokenizer", weights=False)
         try:
             self.set_embedding(embedding.to(device), folder)
         except ModelFolderError as error:
@@ -150,10 +151,11 @@ class PhotoRetrieval:
         bank = self.bank
         return bank.nearest(self.embed_photos(images), k)
 
-    def similarities(self, images: Any, sentences: Sequence[str]) -> np.ndarray:
-        """Cosine of every photo and every sentence, float32 [photos, sentences]."""
+    def similarities(self, images: Any, sentences: str | Sequence[str]) -> np.ndarray:
+        """Cosine of every photo and every sentence (one, or a list), float32 [photos, sentences]."""
         embedding = self._embedding()
-        return embedding.similarity(self.embed_photos(images), embedding.embed_texts(list(sentences)))
+        texts = [sentences] if isinstance(sentences, str) else list(sentences)
+        return embedding.similarity(self.embed_photos(images), embedding.embed_texts(texts))
 
     def search(
         self,
