@@ -109,7 +109,13 @@ _LOADING = threading.Lock()
 def _load_pipeline() -> "StoryPipeline":
     from modeling import StoryPipeline  # brings torch and transformers, which take longer than all the page needs
 
-    return StoryPipeline.from_pretrained()
+    pipeline = StoryPipeline.from_pretrained()
+    if model := os.environ.get("PICTALE_WRITER_MODEL"):  # a language model that visitors may choose as the writer
+        try:
+            pipeline.open_writer(model)
+        except PictaleError as error:
+            logging.getLogger("pictale").error("PICTALE_WRITER_MODEL cannot be used: %s", error)
+    return pipeline
 
 
 def get_pipeline() -> "StoryPipeline":

@@ -7,6 +7,7 @@
     python -m modeling evening.jpg --continue day.json --save day.json
     python -m modeling --continue day.json --sentence "Then the lights went out."
     python -m modeling photo.jpg --writer bookshelf --style mystery
+    python -m modeling photo.jpg --writer HuggingFaceTB/SmolLM2-360M-Instruct
     python -m modeling photo.jpg --recipe neural-storyteller --captions retrieve --beam-width 50
     python -m modeling --search "two dogs play in the snow" FOLDER
 
@@ -29,7 +30,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from .errors import ImageError, PictaleError
+from .errors import ImageError, PictaleError, StoryError
 from .pipeline_story import StoryPipeline
 from .story import Story
 from .story_types import MAX_SEED, Caption, Source, check_seed
@@ -72,7 +73,9 @@ def build_parser() -> argparse.ArgumentParser:
     options.add_argument("--candidates", type=int, help="sentences written for each one that is kept (12)")
     options.add_argument("--lyrics", action="store_true", default=None, help="a line for each comma and sentence")
     options.add_argument(
-        "--writer", help="decoder, or bookshelf for a passage of a novel that suits the photo (decoder)"
+        "--writer",
+        help="decoder; bookshelf for a passage of a novel that suits the photo; a language model's Hub id, folder or "
+        "GGUF file; endpoint for the one that OPENAI_BASE_URL, OPENAI_MODEL and OPENAI_API_KEY name (decoder)",
     )
     options.add_argument("--bookshelf", metavar="FILE", help="a bookshelf of your own, for --writer bookshelf")
     options.add_argument("--recipe", help="pictale, or neural-storyteller for the recipe of 2015 (pictale)")
@@ -104,9 +107,14 @@ def run(args: argparse.Namespace) -> int:
     names += ("recipe", "beam_width")
     changes = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     args.seed = check_seed(args.seed)
-    if goes_on or args.save:
-        return tell_one(pipe, story, args, changes)
-    return tell_each(pipe, args, changes)
+    if args.writer and args.writer not in pipe.writers:
+        changes["writer"] = args.writer = pipe.open_writer(args.writer)
+    if about := pipe.about_writer(args.writer):
+        print(f"writer: {about}", file=sys.stderr)
+    code = tell_one(pipe, story, args, changes) if goes_on or args.save else tell_each(pipe, args, changes)
+    if (after := pipe.about_writer(args.writer)) != about:  # now its speed is known
+        print(f"writer: {after}", file=sys.stderr)
+    return code
 
 
 def tell_each(pipe: StoryPipeline, args: argparse.Namespace, changes: dict[str, Any]) -> int:
@@ -134,11 +142,18 @@ def tell_one(pipe: StoryPipeline, story: Story, args: argparse.Namespace, change
     for i, (photo, sentence) in enumerate(steps):
         print(f"[{i + 1}/{len(steps)}] {photo or sentence or 'going on'}", file=sys.stderr)
         seed = (args.seed + i) % (MAX_SEED + 1)
+        so_far = story
         try:
-            story = pipe.continue_story(story, photo, sentence, args.style, seed, **changes)
+            for grown in pipe.stream_continuation(so_far, photo, sentence, args.style, seed, **changes):
+                if grown.passages != so_far.passages:
+                    story = grown  # what was written stays, even if the writer breaks off
         except ImageError as error:
             print(f"pictale: {error}", file=sys.stderr)
             failed = True
+        except StoryError as error:
+            print(f"pictale: {error}", file=sys.stderr)
+            failed = True
+            break
     if story == before:
         return 2
     last = story.photos[-1] if story.photos else None

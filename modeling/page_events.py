@@ -105,8 +105,10 @@ class PageEvents:
 
     def writers(self) -> dict:
         """The writers that this server has, for those who want another than the story decoder."""
-        names = [name for name in WRITERS if self.get().has_writer(name)]
-        return gr.update(choices=[(WRITERS[name], name) for name in names], visible=len(names) > 1)
+        pipe = self.get()
+        names = [name for name in pipe.writers if pipe.has_writer(name)]
+        choices = [(WRITERS.get(name) or pipe.about_writer(name), name) for name in names]
+        return gr.update(choices=choices, visible=len(names) > 1)
 
     def write(self, upload: dict | None, seen: Seen | None, visit: Visit, own: OwnStyles, *wishes: Any) -> Iterator:
         """Captions if they are not there yet, then the story as it grows."""

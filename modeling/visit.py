@@ -115,6 +115,8 @@ class Visit:
     def _write(
         self, pipe: Any, wishes: Wishes, seen: Seen | None, sentence: str | None, own: OwnStyles
     ) -> Iterator[Visit]:
+        if not pipe.has_writer(wishes.writer):  # a visitor must not choose what this server downloads
+            raise StoryError(f"There is no writer '{str(wishes.writer)[:60]}' here: choose another one.")
         stories = pipe.stream_continuation(
             self.story,
             None if seen is None else seen.photo,

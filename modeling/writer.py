@@ -25,6 +25,9 @@ class PassageTask:
         previous: Vector of the passage before [D], or None at the beginning.
         seed: Reproduces the passage.
         options: How it is written.
+        label: Name of the style or blend, for writers that know what a romance is.
+        captions: What the photo shows that the story is about, or was last.
+        new_photo: The story comes to this photo with this passage.
     """
 
     thought: np.ndarray
@@ -32,6 +35,9 @@ class PassageTask:
     previous: np.ndarray | None
     seed: int
     options: StoryOptions
+    label: str = ""
+    captions: tuple[str, ...] = ()
+    new_photo: bool = False
 
 
 class Writer(Protocol):

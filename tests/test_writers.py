@@ -48,8 +48,9 @@ def test_a_writer_is_chosen_by_name(pipe):
     ]
     assert list(pipe.stream(CAPTIONS, style="romance", seed=1, writer="quoting", passages=3))[-1] == result.story
     assert pipe.tell(CAPTIONS, style="romance", seed=1).sources == ()
+    names = "decoder, bookshelf, endpoint, quoting"
     for call in (pipe.tell, pipe.start_story):
-        with pytest.raises(PictaleError, match=r"no writer 'nobody': choose from decoder, bookshelf, quoting\.$"):
+        with pytest.raises(PictaleError, match=rf"no writer 'nobody': choose from {names}, or give the Hub id.*\.$"):
             call(CAPTIONS, writer="nobody")
 
 

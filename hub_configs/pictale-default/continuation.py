@@ -119,6 +119,11 @@ class StoryContinuation:
         last = next((p for p in reversed(story.passages) if p.origin != "user"), None)
         if last is not None:
             style = style or last.style
+            if "writer" not in options and last.writer not in self.writers:  # a file must not choose what is downloaded
+                raise StoryError(
+                    f"The story was written by '{last.writer[:60]}', which is not open here: name it as the writer, or "
+                    "choose another one."
+                )
             options = {"strength": last.strength, "lyrics": last.lyrics, "writer": last.writer, **options}
         chosen, seed = self._options(options), check_seed(seed)
         label, vector = self._style(style)
@@ -157,6 +162,9 @@ class StoryContinuation:
             seed=seed,
             options=chosen,
             before=" ".join(passage.text for passage in so_far.passages),
+            label=label,
+            captions=[caption.text for caption in so_far.photos[-1].captions] if so_far.photos else [],
+            new_photo=photo is not None,
         )
         yield from _growing(story, step, empty, parts)
 

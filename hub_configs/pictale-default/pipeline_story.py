@@ -9,6 +9,7 @@ Every arrow is a method that can be called alone: `caption`, `nearest_sentences`
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
@@ -20,10 +21,11 @@ import torch
 
 from .bookshelf import Bookshelf
 from .continuation import StoryContinuation
-from .errors import ModelFolderError, PictaleError, StyleError
+from .errors import PictaleError, StyleError
 from .fingerprints import encoder_fingerprint
 from .image_processing_captioner import PictaleImageProcessor
 from .images import load_image
+from .language_model import ModelPlace
 from .modeling_captioner import PictaleCaptionerForConditionalGeneration
 from .modeling_skip_thoughts import PictaleSkipThoughtsEncoder
 from .modeling_story_decoder import PictaleStoryDecoderForConditionalGeneration
@@ -39,6 +41,8 @@ from .word_forms import taken_up
 from .writer import PassageTask, Writer
 from .writer_bookshelf import BookshelfWriter
 from .writer_decoder import BACKGROUND_WORDS, DecoderWriter
+from .writer_endpoint import EndpointWriter
+from .writer_language_model import LanguageModelWriter
 
 CAPTION_STYLE = "caption"
 PREVIOUS_SENTENCES = 4  # how much of the text before makes the vector of the passage before, as in training
@@ -86,6 +90,7 @@ class StoryPipeline(StoryContinuation, PhotoRetrieval, PipelineFiles):
         self.writer = DecoderWriter(decoder, decoder_tokenizer, self._ranking)
         self.writers: dict[str, Writer] = {"decoder": self.writer}
         self.open_bookshelf(bookshelf)
+        self.writers["endpoint"] = EndpointWriter(self._example_page)
 
     # -- styles ------------------------------------------------------------------------------------------------------
     @property
@@ -130,6 +135,31 @@ class StoryPipeline(StoryContinuation, PhotoRetrieval, PipelineFiles):
         self.writers["bookshelf"] = BookshelfWriter(
             bookshelf, self._fingerprint, lambda: {name: style.vector for name, style in self._styles.items()}
         )
+
+    def open_writer(self, name: str) -> str:
+        """Let a causal language model write; nothing is loaded before it does.
+
+        Args:
+            name: Hub id (`org/model`, `org/model@revision`, `org/model/file.gguf`), folder, or GGUF file.
+
+        Returns:
+            Its name among `writers`: the id, or what the folder or file is called.
+
+        Raises:
+            PictaleError: it cannot be one.
+        """
+        place = ModelPlace.of(name)
+        if place is None:
+            known = ", ".join(self.writers)
+            raise PictaleError(
+                f"There is no writer '{str(name)[:60]}': choose from {known}, or give the Hub id, the folder or the "
+                "GGUF file of a language model."
+            )
+        taken = self.writers.get(place.name)
+        called = place.name if taken is None or getattr(taken, "place", None) == place else str(name)
+        if called not in self.writers:
+            self.writers[called] = LanguageModelWriter(place, self._example_page, self.decoder.device)
+        return called
 
     def use_onnx(self, folder: str | Path | None = None) -> None:
         """Caption with the graphs that `python -m training.export_onnx` wrote, through onnxruntime.
@@ -245,19 +275,24 @@ class StoryPipeline(StoryContinuation, PhotoRetrieval, PipelineFiles):
         return written
 
     def has_writer(self, name: str) -> bool:
-        """Whether a writer is there and can write: the bookshelf needs its file."""
-        try:
-            if name == "bookshelf":
+        """Whether a writer is there and can write: the bookshelf needs its file, the endpoint its settings."""
+        with contextlib.suppress(PictaleError):
+            if name in ("bookshelf", "endpoint"):
                 self.writers[name].prepare()
             return name in self.writers
-        except (KeyError, ModelFolderError):
-            return False
+        return False
+
+    def about_writer(self, name: str | None) -> str:
+        """What there is to know of a writer before it is used, such as size and speed; "" for the built-in ones."""
+        with contextlib.suppress(PictaleError):
+            return self.writers[name].about() if hasattr(self.writers.get(name), "about") else ""
+        return ""
 
     def _writer(self, options: StoryOptions) -> Writer:
-        if options.writer not in self.writers:
-            known = ", ".join(self.writers)
-            raise PictaleError(f"There is no writer '{str(options.writer)[:60]}': choose from {known}.")
         return self.writers[options.writer]
+
+    def _example_page(self, task: PassageTask) -> tuple[str, str] | None:
+        return self.writers["bookshelf"].example(task)
 
     def _ranking(self, wish: Wish, options: StoryOptions) -> Ranking:
         vectors = np.stack([style.vector for style in self._styles.values()])
@@ -273,6 +308,9 @@ class StoryPipeline(StoryContinuation, PhotoRetrieval, PipelineFiles):
         seed: int,
         options: StoryOptions,
         before: str = "",
+        label: str = "",
+        captions: Sequence[str] = (),
+        new_photo: bool = False,
     ) -> Iterator[Written]:
         """`options.passages` passages as one growing text, each knowing the one before and what is told already.
 
@@ -282,6 +320,9 @@ class StoryPipeline(StoryContinuation, PhotoRetrieval, PipelineFiles):
             words: Content words to take up, most wanted first.
             style: b [D].
             before: The story so far.
+            label: The style's name.
+            captions: Of the newest photo.
+            new_photo: Nothing was told of it yet.
         """
         mean = self._styles[CAPTION_STYLE].vector
         thought = shift_style(x, mean, style, options.strength, options.caption_removal, options.focus)
@@ -292,7 +333,8 @@ class StoryPipeline(StoryContinuation, PhotoRetrieval, PipelineFiles):
             follows = bool(told) and options.recipe == "pictale"
             wish = Wish(x - mean, style, tuple(words), tuple(given), told)
             previous = self._last_thought(told) if follows else None
-            task = PassageTask(thought, wish, previous, (seed + part) % (MAX_SEED + 1), options)
+            step_seed, comes = (seed + part) % (MAX_SEED + 1), new_photo and not part
+            task = PassageTask(thought, wish, previous, step_seed, options, label, tuple(captions), comes)
             for written in writer.write(task):
                 text = f"{done.text}{writer.separator}{written.text}".strip()
                 yield Written(text, done.choices + written.choices)
@@ -365,7 +407,9 @@ class StoryPipeline(StoryContinuation, PhotoRetrieval, PipelineFiles):
     ) -> Iterator[Written]:
         texts = [caption.text for caption in captions]
         words = self._words_to_show(captions, o)
-        yield from self._write_parts(texts, self.think(texts), words, self._style(style)[1], seed, o)
+        label, vector = self._style(style)
+        about = {"label": label, "captions": texts, "new_photo": True}
+        yield from self._write_parts(texts, self.think(texts), words, vector, seed, o, **about)
 
     def _style(self, style: str | Style | Mapping[str, float] | None) -> tuple[str, np.ndarray]:
         """Label and vector of what a caller asked for."""
@@ -382,6 +426,8 @@ class StoryPipeline(StoryContinuation, PhotoRetrieval, PipelineFiles):
             if name not in known:
                 raise PictaleError(f"There is no option '{name}': choose from {', '.join(sorted(known))}.")
         chosen = dataclasses.replace(self.options, **changes).resolved()
+        if chosen.writer not in self.writers:
+            chosen = dataclasses.replace(chosen, writer=self.open_writer(chosen.writer))
         self._writer(chosen).prepare()  # one that cannot be used is refused before any work
         return chosen
 

@@ -52,7 +52,10 @@ class StoryOptions:
 
     Args:
         writer: Who writes: `decoder`, the story decoder; `bookshelf`, which quotes passages of novels with title and
-            author; or another that `StoryPipeline.writers` has.
+            author; `endpoint`, a language model elsewhere that the environment names; or a language model to load,
+            see `StoryPipeline.open_writer`. Language models heed `strength`, `passages`, `lyrics`, `temperature`,
+            `top_p` and, in words, `min_new_tokens`, `max_new_tokens` and `max_sentence_tokens`; one that is loaded
+            heeds `top_k` and `min_p` as well.
         recipe: `pictale`, or `neural-storyteller` for that of 2015: the most probable passage for the shifted vector
             alone, by beam search; no content words, nothing of the passage before, no penalties, no reranking.
         num_captions: Captions per photo, the best beams of the captioner, whose vectors are averaged.

@@ -1,0 +1,102 @@
+"""A writer over the network: any model behind an OpenAI-compatible endpoint that this process has been given.
+
+    OPENAI_BASE_URL=http://localhost:8000/v1 OPENAI_MODEL=... python -m modeling photo.jpg --writer endpoint
+
+Captions, the style and the story so far are sent there, photos never. If the answer breaks off, what came before stays:
+whoever reads the stream has a passage that can be gone on with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from typing import Any
+
+from .answer_text import Answer
+from .endpoint_chat import ChatReply, Endpoint
+from .errors import PictaleError, StoryError
+from .story_prompt import newest, story_prompt
+from .story_types import Written
+from .writer import PassageTask
+
+MOST_WORDS_BEFORE = 1200  # of the story so far that are sent
+MOST_TOKENS = 3000  # a passage is shorter: this is for models that think first
+
+
+class EndpointWriter:
+    """Writes with the model of `Endpoint.from_environment()`, which is looked at anew for each passage.
+
+    Args:
+        example: Gives a page of a book as an example for a task, see `StoryPrompt`.
+        quiet: Seconds of silence after which the endpoint counts as dead.
+    """
+
+    separator = "\n\n"
+
+    def __init__(self, example: Callable[[PassageTask], tuple[str, str] | None], quiet: float = 60) -> None:
+        self._example, self._quiet = example, quiet
+        self._refused: set[str] = set()
+
+    @property
+    def available(self) -> bool:
+        """Whether there is an endpoint."""
+        try:
+            self.prepare()
+        except PictaleError:
+            return False
+        return True
+
+    def about(self) -> str:
+        """What it is, for people who are to choose."""
+        model = Endpoint.from_environment().model.rstrip("/").rpartition("/")[2]
+        return f"{model}, a language model elsewhere: captions and story are sent there, photos are not"
+
+    def prepare(self) -> None:
+        """Raises PictaleError if there is no endpoint."""
+        Endpoint.from_environment()
+
+    def known(self, words: Sequence[str]) -> list[str]:
+        """All of them."""
+        return list(words)
+
+    def write(self, task: PassageTask) -> Iterator[Written]:
+        """The passage word by word.
+
+        Raises:
+            StoryError: see `ChatReply`.
+        """
+        options = task.options
+        answer = Answer(task.wish.before, options.min_new_tokens, options.max_new_tokens, options.max_sentence_tokens)
+        shown = ""
+        body = self._body(task)
+        asked = set(body)
+        with closing(ChatReply(Endpoint.from_environment(), body, self._quiet)) as reply:
+            for piece in reply:
+                if answer.add(piece) != shown:
+                    shown = answer.text
+                    yield Written(shown)
+                if answer.enough:
+                    break
+            self._refused |= asked - set(body)
+            said_all = reply.finish == "stop"
+        if not (text := answer.end(said_all and not answer.enough)):
+            if reply.finish == "length":
+                raise StoryError("The endpoint's model thought too long to come to a story: choose another model.")
+            raise StoryError("The endpoint's model answered with nothing: try another seed, or another writer.")
+        yield Written(text)
+
+    def _body(self, task: PassageTask) -> dict[str, Any]:
+        options = task.options
+        prompt = story_prompt(task, newest(task.wish.before, MOST_WORDS_BEFORE), self._example(task))
+        messages = prompt.messages(opening=False)
+        messages[-1]["content"] += f" Write about {options.max_new_tokens} words."
+        wishes = {
+            "max_tokens": MOST_TOKENS,
+            "temperature": min(options.temperature, 2.0),
+            "top_p": options.top_p,
+            "seed": task.seed,
+        }
+        kept = {name: value for name, value in wishes.items() if name not in self._refused}
+        if "max_tokens" in self._refused and "max_completion_tokens" not in self._refused:
+            kept["max_completion_tokens"] = MOST_TOKENS
+        return {"messages": messages, **kept}

@@ -1,0 +1,359 @@
+"""Causal language models as writers: a tiny random one always, SmolLM2's GGUF file where it is installed."""
+
+import json
+import shutil
+from contextlib import closing
+
+import pytest
+import torch
+from tokenizers import ByteLevelBPETokenizer
+from transformers import BertConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from modeling import ModelFolderError, PictaleError, Story, StoryError
+from modeling.__main__ import main
+from modeling.language_model import LanguageModel, ModelPlace, expected_pace, in_bytes
+from modeling.sampling import SamplingOptions, bar_repeats, draw
+from modeling.story_prompt import GENRES, newest, story_prompt, style_in_prompt
+from modeling.story_types import Written
+from modeling.visit import Seen, Visit, Wishes
+from modeling.writer_language_model import LanguageModelWriter
+from tests.tiny import save_tiny_pipeline, tiny_pipeline
+
+CAPTIONS = ["A dog runs on the beach.", "A red house."]
+CHAT = (
+    "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}[assistant] {% endif %}"
+)
+WISHES = {"style": "romance", "seed": 7, "passages": 1, "max_new_tokens": 12, "min_new_tokens": 4}
+
+
+def tiny_language_model(chat: bool = True, **settings) -> LanguageModel:
+    """Random weights; its words are letters and pieces of English."""
+    pieces = ByteLevelBPETokenizer()
+    text = [
+        f"{kind} {traits} {caption}" for (kind, traits), caption in zip(GENRES.values(), CAPTIONS * 4, strict=False)
+    ]
+    pieces.train_from_iterator(text, vocab_size=400, min_frequency=1, special_tokens=["<s>", "</s>", "<|im_end|>"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=pieces._tokenizer, bos_token="<s>", eos_token="</s>")
+    tokenizer.chat_template = CHAT if chat else None
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=len(tokenizer), **sizes, max_position_embeddings=2048, initializer_range=1.0)
+    config.update(settings)
+    return LanguageModel(LlamaForCausalLM(config), tokenizer)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_language_model()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, model):
+    place = tmp_path_factory.mktemp("models") / "tiny-lm"
+    model.model.save_pretrained(place)
+    model.tokenizer.save_pretrained(place)
+    return place
+
+
+@pytest.fixture
+def pipe(model):
+    pipe = tiny_pipeline()
+    pipe.writers["tiny"] = LanguageModelWriter(model, pipe._example_page)
+    return pipe
+
+
+def prompts(pipe, monkeypatch) -> list[str]:
+    """The texts that the model is given from now on."""
+    seen = []
+    plain = LanguageModel.stream
+
+    def stream(self, prompt, *arguments):
+        seen.append(self.tokenizer.decode(prompt))
+        return plain(self, prompt, *arguments)
+
+    monkeypatch.setattr(LanguageModel, "stream", stream)
+    return seen
+
+
+# -- sampling ---------------------------------------------------------------------------------------------------------
+def test_remembering_gives_what_reading_all_again_gives(model):
+    """The loop with the model's memory of the text, against drawing from the whole text at every step."""
+    options = SamplingOptions(max_new_tokens=30, no_repeat_ngram_size=3, min_new_tokens=30)
+    prompt = model.tokenizer("A dog runs on the")["input_ids"]
+    text = "".join(model.stream(prompt, torch.Generator().manual_seed(5), options))
+
+    generator, ids = torch.Generator().manual_seed(5), list(prompt)
+    barred = [*model.ends, *model._barred]
+    for _ in range(30):
+        with torch.no_grad():
+            scores = model.model(torch.tensor([ids]), use_cache=False).logits[:, -1].float()
+        scores[:, barred] = -torch.inf
+        bar_repeats(scores, torch.tensor([ids[len(prompt) :]]), 3)
+        ids.append(int(draw(scores, generator, options)))
+    assert len(text) > 30 and model.tokenizer.decode(ids[len(prompt) :]).rstrip("\ufffd") == text
+
+
+def test_half_characters_wait(model):
+    """A character of several tokens comes whole."""
+    ids = model.tokenizer("ä€😀", add_special_tokens=False)["input_ids"]
+    assert len(ids) > 5
+
+    class Saying:
+        device = torch.device("cpu")
+        said = iter([*ids, model.ends[0]])
+
+        def __call__(self, **_):
+            logits = torch.full((1, 1, len(model.tokenizer)), -100.0)
+            logits[..., next(self.said)] = 100.0
+            return type("Output", (dict,), {"logits": logits})()
+
+    said = LanguageModel.__new__(LanguageModel)
+    vars(said).update(vars(model), model=Saying(), _few_logits=False)
+    pieces = list(said.stream([1], torch.Generator(), SamplingOptions(max_new_tokens=50)))
+    assert pieces == ["ä", "€", "😀", ""]
+
+
+def test_a_seed_is_a_story(pipe):
+    first = pipe.tell(CAPTIONS, writer="tiny", **WISHES)
+    torch.manual_seed(3)
+    assert pipe.tell(CAPTIONS, writer="tiny", **WISHES) == first
+    assert pipe.tell(CAPTIONS, writer="tiny", **(WISHES | {"seed": 8})).story != first.story
+    grown = list(pipe.stream(CAPTIONS, writer="tiny", **WISHES))
+    assert grown[-1] == first.story and len(grown) > 3
+    assert all(later.startswith(earlier) for earlier, later in zip(grown, grown[1:], strict=False))
+    assert len(first.story.split()) <= 12 + 40
+    assert first.content_words == ("dog", "runs", "beach", "red", "house")
+
+
+def test_whoever_stops_asking_has_stopped_the_model(pipe, model, monkeypatch):
+    calls = []
+    forward = model.model.forward
+    monkeypatch.setattr(model.model, "forward", lambda *a, **k: calls.append(1) or forward(*a, **k))
+    with closing(pipe.stream(CAPTIONS, writer="tiny", **(WISHES | {"max_new_tokens": 500}))) as growing:
+        next(growing)
+        computed = len(calls)
+    assert 0 < computed == len(calls) < 200
+
+
+# -- prompts ----------------------------------------------------------------------------------------------------------
+def test_a_chat_model_finds_its_answer_begun(pipe, monkeypatch, example_photos):
+    seen = prompts(pipe, monkeypatch)
+    story = pipe.start_story(example_photos[0], captions=CAPTIONS, writer="tiny", **(WISHES | {"passages": 2}))
+    assert seen[0].startswith("[system] You are a storyteller.") and "longing" in seen[0]
+    ask = "[user] Write a page of a romance novel. It shows: A dog runs on the beach. A red house.\n[assistant] "
+    assert seen[0].endswith(ask)
+    first, second = story.passages[0].text.split("\n\n")
+    assert seen[1].endswith(f"{ask}{first}")
+    pipe.continue_story(story, sentence="It was  <b>late</b>.", seed=2, passages=1)
+    assert seen[2].endswith(f"{first} {second} It was <b>late</b>.") or seen[2].endswith(
+        f"{first}\n\n{second} It was  <b>late</b>."
+    )
+    pipe.continue_story(story, example_photos[1], captions=["A horse."], seed=2, passages=1)
+    assert seen[3].endswith("[user] Go on with the story from there. Now it shows: A horse.\n[assistant] ")
+
+
+def test_a_model_without_conversation_goes_on_with_a_text(monkeypatch):
+    pipe = tiny_pipeline()
+    pipe.writers["plain"] = LanguageModelWriter(tiny_language_model(chat=False), lambda task: ("dog, sea", "It ran."))
+    seen = prompts(pipe, monkeypatch)
+    story = pipe.continue_story(Story(), sentence="It was late.", writer="plain", **WISHES)
+    start = "Pages of a romance novel, and what each of them shows.\n\nShows: dog, sea\nPage: It ran.\n\nShows: "
+    assert seen == [f"{start}\nPage: It was late."]
+    pipe.tell(CAPTIONS, writer="plain", **WISHES)
+    assert seen[1] == f"{start}A dog runs on the beach. A red house.\nPage:"
+    assert story.passages[-1].writer == "plain"
+
+
+def test_a_template_without_system(pipe, model, monkeypatch):
+    template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHAT
+    monkeypatch.setattr(model.tokenizer, "chat_template", template)
+    seen = prompts(pipe, monkeypatch)
+    pipe.tell(CAPTIONS, writer="tiny", **WISHES)
+    assert seen[0].startswith("[user] You are a storyteller.") and "\n\nWrite a page of" in seen[0]
+
+
+def test_a_long_story_is_read_from_its_end_and_a_small_window_is_told(pipe, monkeypatch):
+    seen = prompts(pipe, monkeypatch)
+    story = Story().add(pipe.continue_story(Story(), sentence="It was late.", writer="tiny", **WISHES).steps[0])
+    story = story.edit(0, "The dog sat by the sea. " * 200 + "Then it rained.")
+    for window in (1500, 900):
+        monkeypatch.setattr(LanguageModel, "window", window)
+        pipe.continue_story(story, writer="tiny", **WISHES)
+        given = pipe.writers["tiny"].model.tokenizer(seen[-1], add_special_tokens=False)["input_ids"]
+        assert len(given) <= window - 3 * (12 + 40) and "Then it rained. " in seen[-1] + " "
+    assert seen[-1].count("dog") < seen[-2].count("dog")
+    monkeypatch.setattr(LanguageModel, "window", 200)
+    with pytest.raises(StoryError, match="reads only 200 tokens"):
+        pipe.continue_story(story, writer="tiny", **WISHES)
+
+
+def test_styles_in_words():
+    assert style_in_prompt("romance", 1)[0] == "a romance novel"
+    kind, manner = style_in_prompt("horror:0.3,fairy_tale:0.7", 1.5)
+    assert kind == "a fairy tale that has something of a horror novel"
+    assert "wonders" in manner and "dread" in manner and "thickly" in manner
+    assert style_in_prompt("aunt  may", 1)[0] == "a book called “aunt may”"
+    assert style_in_prompt("romance", 0) == ("a story", "") and "hint" in style_in_prompt("romance", 0.5)[1]
+
+
+def test_the_newest_of_a_story():
+    assert newest("One two. Three four. Five six.", 4) == "Three four. Five six."
+    assert newest("one two three four", 3) == "two three four" and newest("One.", 3) == "One."
+
+
+def test_an_example_of_the_style_comes_from_the_bookshelf(embedded):
+    from modeling import StoryPipeline
+
+    pipe = StoryPipeline.from_pretrained(embedded)
+    if not pipe.has_writer("bookshelf"):
+        pytest.skip("the embedded pipeline has no bookshelf of its encoder")
+    asked = []
+
+    class Asked(LanguageModelWriter):
+        def write(self, task):
+            asked.append(task)
+            yield Written("So it was.")
+
+    pipe.writers["asked"] = Asked(tiny_language_model(), pipe._example_page)
+    for style in ("mystery", "everyday"):
+        pipe.tell(["A brown dog is running on a dirt path."], style=style, seed=1, writer="asked", passages=1)
+    mystery, everyday = (pipe._example_page(task) for task in asked)
+    about, page = mystery
+    passage = next(p for p in pipe.writers["bookshelf"].bookshelf.passages if p.startswith(page[:30]))
+    assert passage.startswith(page) and len(page.split()) <= 140 and set(about.split(", ")) & set(page.lower().split())
+    assert everyday is None  # it has no books
+    assert story_prompt(asked[1], "").example[1].startswith("Ruth")
+
+
+# -- finding and loading ----------------------------------------------------------------------------------------------
+def test_a_folder_by_name(folder, monkeypatch):
+    pipe = tiny_pipeline()
+    monkeypatch.setattr(LanguageModel, "load", lambda *_: pytest.fail("it is too early to load it"))
+    assert pipe.open_writer(str(folder)) == "tiny-lm"
+    size = (folder / "model.safetensors").stat().st_size
+    said = f"tiny-lm, a language model of {in_bytes(size)}, not measured here yet, on two cores probably faster"
+    assert pipe.about_writer("tiny-lm").startswith(said)
+    monkeypatch.undo()
+    story = pipe.tell(CAPTIONS, writer=str(folder), **WISHES).story
+    assert story == pipe.tell(CAPTIONS, writer="tiny-lm", **WISHES).story
+    assert "measured here: " in pipe.about_writer("tiny-lm") and list(pipe.writers)[-1] == "tiny-lm"
+    passage = pipe.continue_story(Story(), sentence="It was late.", writer=str(folder), **WISHES).passages[-1]
+    assert passage.writer == "tiny-lm"  # a story tells nobody where it lies
+
+
+def test_what_a_name_stands_for(tmp_path):
+    (tmp_path / "one.gguf").write_bytes(b"GGUF")
+    assert ModelPlace.of(str(tmp_path / "one.gguf")) == ModelPlace("one", tmp_path, gguf="one.gguf")
+    assert ModelPlace.of(str(tmp_path)) == ModelPlace(tmp_path.name, tmp_path, gguf="one.gguf")
+    assert ModelPlace.of("a/b@main") == ModelPlace("a/b@main", repo_id="a/b@main")
+    assert ModelPlace.of("a/b/c.Q4.gguf") == ModelPlace("c.Q4", repo_id="a/b", gguf="c.Q4.gguf")
+    assert [ModelPlace.of(name) for name in ("nobody", "a/b/c", "/a/b", "")] == [None] * 4
+    (tmp_path / "two.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ModelFolderError, match="has no language model"):
+        ModelPlace.of(str(tmp_path))
+
+
+def test_a_hub_id_is_sized_and_only_what_is_needed_is_downloaded(folder, monkeypatch):
+    from modeling import language_model
+
+    def entry(path, size):
+        return type("File", (), {"path": path, "size": size})
+
+    listed = {"model.safetensors": 2 * 135_000_000, "pytorch_model.bin": 9, "model-00001-of-00001.safetensors": 9}
+    listed |= {"onnx/model.onnx": 9, "config.json": 700, "tokenizer.json": 9, "chat_template.jinja": 9, "model.gguf": 9}
+    monkeypatch.setattr(
+        language_model.HfApi, "list_repo_tree", lambda *_, **__: [entry(*item) for item in listed.items()]
+    )
+    wanted = {}
+    monkeypatch.setattr(language_model, "download", lambda name, what, **hub: wanted.update({name: hub}) or folder)
+    pipe = tiny_pipeline()
+    pipe.open_writer("org/small")
+    assert "a language model of 270 MB to download" in pipe.about_writer("org/small")
+    assert pipe.tell(CAPTIONS, writer="org/small", **WISHES).story
+    needed = ["chat_template.jinja", "config.json", "model.safetensors", "tokenizer.json"]
+    assert wanted == {"org/small": {"allow_patterns": needed}}
+    listed.pop("model.safetensors"), listed.pop("model-00001-of-00001.safetensors")
+    with pytest.raises(ModelFolderError, match="has no weights that are read here"):
+        pipe.tell(CAPTIONS, writer="org/pickled", **WISHES)
+
+
+def test_what_cannot_be_loaded_is_one_sentence(folder, tmp_path, monkeypatch):
+    pipe = tiny_pipeline()
+
+    def refusal(name, kind=ModelFolderError):
+        with pytest.raises(kind) as caught:
+            pipe.tell(CAPTIONS, writer=str(name), **WISHES)
+        return str(caught.value)
+
+    assert "There is no writer 'nobody'" in refusal("nobody", PictaleError)
+    assert "only local files were allowed" in refusal("nobody/at-home")
+    bert = tmp_path / "bert"
+    BertConfig(architectures=["BertForMaskedLM"]).save_pretrained(bert)
+    shutil.copy(folder / "model.safetensors", bert)
+    assert "is no causal language model (bert)" in refusal(bert)
+    broken = shutil.copytree(folder, tmp_path / "broken")
+    (broken / "model.safetensors").write_bytes(b"no weights")
+    assert "broken" in refusal(broken)
+    foreign = shutil.copytree(folder, tmp_path / "foreign")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "my_own", "auto_map": {"AutoModelForCausalLM": "code.Model", "AutoConfig": "code.Config"}}
+    (foreign / "config.json").write_text(json.dumps(config))
+    (foreign / "code.py").write_text("raise SystemExit('this must not run')")
+    assert "cannot be loaded" in refusal(foreign)
+    (tmp_path / "x.gguf").write_bytes(b"GGUF")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "pip install gguf" in refusal(tmp_path / "x.gguf")
+    monkeypatch.undo()
+    monkeypatch.setattr(ModelPlace, "parameters", 1e15)
+    assert "needs about 2000000.0 GB of memory" in refusal(folder)
+
+
+def test_paces():
+    assert expected_pace(135e6) == "faster than one reads" and expected_pace(7e9).startswith("very slow")
+    assert [in_bytes(n) for n in (269_060_552, 1_700_000_000, 3_200_000, 900)] == [
+        "269 MB",
+        "1.7 GB",
+        "3.2 MB",
+        "0.1 MB",
+    ]
+
+
+# -- who may choose ---------------------------------------------------------------------------------------------------
+def test_neither_a_story_file_nor_a_visitor_chooses_what_is_downloaded(pipe, monkeypatch):
+    monkeypatch.setattr(ModelPlace, "of", lambda *_: pytest.fail("nothing may be looked for"))
+    story = pipe.continue_story(Story(), sentence="It was late.", writer="tiny", **WISHES)
+    foreign = Story.from_json(story.to_json().replace('"tiny"', '"evil/model"'))
+    with pytest.raises(StoryError, match="was written by 'evil/model', which is not open here"):
+        pipe.continue_story(foreign)
+    assert pipe.continue_story(foreign, writer="decoder", seed=1).passages[-1].writer == "decoder"
+    seen = Seen("photo.jpg", ())
+    with pytest.raises(StoryError, match="no writer 'evil/model' here"):
+        next(Visit().tell(pipe, Wishes("romance", writer="evil/model"), seen, {}))
+
+
+def test_in_the_terminal(folder, tmp_path, capsys):
+    model = str(save_tiny_pipeline(tmp_path / "models"))
+    arguments = ["--sentence", "It was late.", "--model", model, "--style", "romance", "--json", "--passages", "1"]
+    assert main([*arguments, "--writer", str(folder)]) == 0
+    captured = capsys.readouterr()
+    before, after = (line for line in captured.err.splitlines() if line.startswith("writer: "))
+    assert "not measured here yet" in before and "words a second" in after
+    assert json.loads(captured.out)["story"].startswith("It was late.\n\n")
+    assert main([*arguments, "--writer", "nobody"]) == 2
+    assert "There is no writer 'nobody'" in capsys.readouterr().err
+
+
+# -- a real one -------------------------------------------------------------------------------------------------------
+def test_smollm2_tells_and_goes_on(smollm2):
+    """SmolLM2-135M-Instruct, from its GGUF file."""
+    pipe = tiny_pipeline()
+    pipe.writers["smollm2"] = writer = LanguageModelWriter(smollm2, pipe._example_page)
+    wishes = WISHES | {"writer": "smollm2", "max_new_tokens": 20, "max_sentence_tokens": 20}
+    story = pipe.continue_story(Story(), sentence="A brown dog ran along the beach.", **wishes)
+    text = story.passages[-1].text
+    assert (
+        8 <= len(text.split()) <= 40 and text.endswith((".", "!", "?", "”", "…")) and text[0] in "“" + text[0].upper()
+    )
+    assert "<|im" not in text and "*" not in text and writer.speed > 0
+    assert smollm2.window == 8192 and smollm2.tokenizer.chat_template
