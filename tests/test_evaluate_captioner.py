@@ -21,6 +21,7 @@ from training.evaluate_captioner import (
     markdown_table,
     training_captions,
 )
+from training.figures import measurement
 from training.metrics_captions import bootstrap_interval, cider, has_java, plain_tokenize, score_captions
 from training.tiny_photos import COLOURS, SHAPES, draw, write_tiny_photos
 
@@ -291,6 +292,9 @@ def test_report_as_json(model, photos, capsys, tmp_path):
     assert report["seen_in_training"] == 0 and report["generation"]["no_repeat_ngram_size"] == 2
     assert report["cider_interval"][0] <= report["cider"] <= report["cider_interval"][1]
     assert len(json.loads(written.read_text())) == 8
+    one = measurement(report, "0" * 16, "mine")
+    assert one["rows"]["beam 3"]["cider"] == pytest.approx(report["cider"], rel=1e-3)
+    assert str(photos) not in one["command"] and "--captions" not in one["command"]
 
 
 def test_report_as_a_table(model, photos, capsys):

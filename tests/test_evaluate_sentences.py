@@ -12,6 +12,7 @@ from modeling import DataError
 from modeling.treebank import treebank_words
 from tests.tiny import tiny_encoder, tiny_tokenizer
 from training import evaluate_sentences, sentence_baselines, sentence_protocols
+from training.figures import measurement
 from training.sentence_baselines import SentenceVectors, mean_file_vectors, mean_word_vectors, untrained_twin
 from training.sentence_tasks import TASKS, read_task
 
@@ -214,6 +215,8 @@ def test_command_line(data, quick, tmp_path, capsys):
     assert evaluate_sentences.main([*arguments, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert list(report["rows"]) == ["model"] and set(report["rows"]["model"]["tasks"]) == {"cr", "trec"}
+    one = measurement(report, "0" * 16, "mine")
+    assert set(one["rows"]["this model"]) == {"cr.accuracy", "trec.accuracy"} and "--tasks cr trec" in one["command"]
     assert evaluate_sentences.main(arguments) == 0
     assert capsys.readouterr().out.startswith("| | CR | TREC |")
 

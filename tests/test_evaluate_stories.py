@@ -13,6 +13,7 @@ from modeling.styles import encode_passages
 from tests.tiny import save_tiny_pipeline, tiny_pipeline
 from training import evaluate_stories, story_judges, story_measures
 from training.evaluate_stories import Judges, choose_photos, evaluate, find_judges, main, markdown_table
+from training.figures import measurement
 from training.story_judges import FluencyJudge, SentenceJudge, StyleJudge, package_folder
 from training.story_measures import (
     bootstrap,
@@ -339,6 +340,10 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     report = json.loads(capsys.readouterr().out)
     assert list(report["systems"]) == ["pictale", "caption", "short"] and report["options"]["short"] == {"passages": 1}
     assert {"sentence", "fluency"} == set(report["not_measured"])
+    one = measurement(report, "0" * 16, "mine")
+    assert list(one["rows"]) == list(report["systems"]) and one["beside"] == ["caption"]
+    assert len(one["rows"]["short"]["words"]) == 3
+    assert "--model mine" in one["command"] and str(tmp_path) not in one["command"]
     told = [json.loads(line) for line in (tmp_path / "s.jsonl").read_text().splitlines()]
     assert len(told) == 3 * 2 * 2 and {"system", "photo_id", "style", "text"} <= set(told[0])
     assert main([*settings, *few]) == 0

@@ -15,6 +15,7 @@ from training import build_caption_bank, evaluate_retrieval, train_joint_embeddi
 from training.build_caption_bank import BankOptions, choose_distinct, readable
 from training.embedding_recipe import JointEmbeddingRecipe
 from training.feature_cache import FeatureCache
+from training.figures import measurement
 from training.recipes import read_recipe
 from training.tiny_photos import COLOURS, PHRASES, SHAPES, write_tiny_photos
 from training.train_joint_embedding import MeanFeatures, SentencePairs
@@ -58,7 +59,10 @@ def test_the_command_lines(trained, place, capsys):
     output, _ = trained
     model = ["--model", str(output / "best"), "--captioner", str(place / "captioner")]
     assert evaluate_retrieval.main([*model, "--dataset", str(place / "photos"), "--latency", "0", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["photographs"] == 8
+    report = json.loads(capsys.readouterr().out)
+    assert report["photographs"] == 8
+    one = measurement(report, "0" * 16, "mine")
+    assert one["rows"]["photo to sentence"]["r5"] == pytest.approx(report["to_text_r5"], rel=1e-3)
     assert evaluate_retrieval.main([*model, "--dataset", str(place / "photos"), "--latency", "0"]) == 0
     assert "| photo -> sentence |" in capsys.readouterr().out
     bank = ["--data", str(place / "photos"), "--min-words", "3", "--output", str(place / "bank"), "--json"]

@@ -24,6 +24,7 @@ from tests.conftest import REPOSITORY
 from tests.tiny import tiny_decoder, tiny_encoder, tiny_tokenizer
 from training import train_skip_thoughts, train_story_decoder
 from training.data_text import Corpus, LengthBatches, TextSource, Truecaser, load_corpus, tokenize_corpus
+from training.figures import measurement
 from training.recipes import read_recipe
 from training.text_styles import Surroundings
 from training.tiny_text import write_tiny_text
@@ -86,15 +87,26 @@ def test_story_decoder_learns_loads_and_writes(trained_decoder):
 
 
 def test_evaluation_weighs_every_word_the_same_and_changes_nothing(
-    workshop, trained_encoder, trained_decoder, tmp_path
+    workshop, trained_encoder, trained_decoder, tmp_path, monkeypatch, capsys
 ):
     recipe = story_recipe(tmp_path / "out", trained_encoder / "best", f"initial={trained_decoder / 'best'}")
     figures = train_story_decoder.run(recipe, evaluate_only=True)
     perplexities = [v for k, v in figures.items() if k.startswith("perplexity_")]
     assert figures["loss"] == pytest.approx(np.log(perplexities).mean())
     assert not (tmp_path / "out" / "best").exists()
-    there = story_recipe(trained_decoder, trained_encoder / "best", f"initial={trained_decoder / 'best'}")
-    assert train_story_decoder.run(there, evaluate_only=True) == figures  # where a run has been
+    settings = [f"training.output_dir={trained_decoder}", f"data.encoder={trained_encoder / 'best'}"]  # where a run was
+    settings.append(f"initial={trained_decoder / 'best'}")
+    changes = [word for setting in settings for word in ("--set", setting)]
+    path = str(REPOSITORY / "hub_configs" / "tiny-story-decoder" / "recipe.json")
+    monkeypatch.setattr(sys, "argv", ["train_story_decoder", path, "--evaluate-only", *changes])
+    capsys.readouterr()
+    train_story_decoder.main()
+    report = json.loads(capsys.readouterr().out)
+    assert {name: report[name] for name in figures} == figures
+    one = measurement(report, "0" * 16, "my-decoder")
+    assert set(one["rows"]["this model"]) == {name for name in figures if name.startswith("perplexity_")}
+    assert one["data"].startswith("tiny-")
+    assert "initial=my-decoder" in one["command"] and str(tmp_path.parent) not in one["command"]
     logged = [json.loads(line) for line in (trained_decoder / "log.jsonl").read_text().splitlines()]
     assert figures["loss"] == pytest.approx(min(r["loss"] for r in logged if "evaluation_s" in r), abs=1e-3)
 
