@@ -44,6 +44,10 @@ def export_weights(source: str | Path, target: str | Path) -> int:
     for path in source.iterdir():
         if path.is_file() and path.name not in ("model.safetensors", "config.json", "recipe.json", "README.md"):
             shutil.copyfile(path, target / path.name)
+    if (target / "tokenizer.json").is_file():  # a third of it is indentation, which every visitor would download
+        tokenizer = json.loads((target / "tokenizer.json").read_text(encoding="utf-8"))
+        compact = json.dumps(tokenizer, ensure_ascii=False, separators=(",", ":"))
+        (target / "tokenizer.json").write_text(compact + "\n", encoding="utf-8")
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     config |= {"dtype": "float32", **kept_fingerprints(config, halves)}
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
