@@ -152,7 +152,7 @@ def measure(url: str, visitors: int, length: str, pid: int | None = None) -> dic
     """Let one visitor go first, then all come at once.
 
     Returns:
-        `failures`, sentences; `seconds`, median and worst of each of `Waits`; `words_a_second`, of all stories together;
+        `failures`, sentences; `seconds`, median and worst of each of `Waits`; `words_a_second` of all stories;
         `memory` in MiB, where there is a process to look at.
     """
     _, failed = asyncio.run(crowd(url, 1, "Short"))
