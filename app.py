@@ -7,7 +7,7 @@ API" at the foot of the page) in `modeling/page_programs.py`.
 """
 
 import functools
-import importlib.util
+import importlib
 import logging
 import os
 import random
@@ -23,7 +23,7 @@ import gradio as gr
 
 from modeling import PictaleError, load_image
 from modeling.book_text import BOOK_SUFFIXES
-from modeling.page_events import EMPTY_STORY, PageEvents
+from modeling.page_events import EMPTY_STORY, MAX_UPLOAD_BYTES, PageEvents
 from modeling.page_programs import PagePrograms
 from modeling.story import MAX_TEXT
 from modeling.story_html import style_in_words
@@ -46,11 +46,15 @@ SPINES = {
 STYLES = tuple(SPINES)
 LABELS = {name: style_in_words(name) for name in STYLES}
 
-# how many visitors the models work for at the same moment; the others wait
+# Queues: so many at the same moment, the others wait for their turn. Captions, which take a tenth of a second, never
+# wait for a story; nobody waits for somebody else's book or hundred photos.
 os.environ.setdefault("GRADIO_DEFAULT_CONCURRENCY_LIMIT", "1")
-MODELS = {"concurrency_id": "models", "concurrency_limit": "default"}
-MAX_WAITING = 60
-MAX_UPLOAD = "50mb"
+STORIES = {"concurrency_id": "stories", "concurrency_limit": "default"}
+SEEING = {"concurrency_id": "seeing", "concurrency_limit": 1}
+READING = {"concurrency_id": "reading", "concurrency_limit": 1}
+BATCHES = {"concurrency_id": "batches", "concurrency_limit": 1}
+MAX_WAITING = 60  # of all queues together; who comes then is told to try again
+MAX_SESSIONS = 1000  # that are remembered, a quarter of a megabyte each; gradio would keep 10,000
 
 INTRODUCTION = """# Pictale
 Give it a photo. It says what it sees, and tells a story about it in the style of a book."""
@@ -211,6 +215,13 @@ class Page(PageEvents, PagePrograms):
             with gr.Row():
                 self.length = gr.Radio(list(LENGTHS), value="Medium", label="Length", min_width=200)
                 self.lyrics = gr.Checkbox(label="In lines, like a song", min_width=140)
+            self.way = gr.Radio(
+                [("Its own words", "generate"), ("What it remembers", "retrieve"), ("Both", "both")],
+                value="generate",
+                label="What the story goes by",
+                info="What it remembers are the nearest of many sentences that people wrote about other photos.",
+                visible=False,
+            )
             self.writer = gr.Radio([("The story decoder", "decoder")], value="decoder", label="Writer", visible=False)
             self.dice = gr.Button("⚄ Roll", size="sm")
             self.seed = gr.Textbox(
@@ -315,20 +326,27 @@ class Page(PageEvents, PagePrograms):
 
     def _wire_telling(self) -> None:
         upload = {"preprocess": False}  # the photo component would open the file itself, and fail in its own words
-        inside, model = {"api_visibility": "private"}, {**MODELS, "api_visibility": "private"}
+        inside = {"api_visibility": "private"}
         resting = [*self.idle, *self.table]
         seen = [self.seen, self.captions]
-        telling = {"show_progress_on": self.story, **model, **upload}
-        self.photo.change(
-            self.see, self.photo, [*seen, self.photo, self.writer], show_progress_on=self.captions, **model, **upload
+        telling = {"show_progress_on": self.story, **STORIES, **upload, **inside}
+        gr.on(
+            [self.photo.change, self.way.input],
+            self.see,
+            [self.photo, self.way],
+            [*seen, self.photo, self.writer, self.way],
+            show_progress_on=self.captions,
+            **SEEING,
+            **upload,
+            **inside,
         )
         self.dice.click(lambda: str(random.randrange(10**6)), None, self.seed, **inside)
-        material = [self.photo, self.seen, self.visit, self.own, *self.wishes]
+        material = [self.photo, self.way, self.seen, self.visit, self.own, *self.wishes]
         tell = self.tell.click(self.write, material, [*seen, *resting], scroll_to_output=True, **telling)
         lucky = self.surprise_button.click(
             self.surprise, self.photo, [self.style, self.second, self.seed, self.photo], **upload, **inside
         ).then(self.write, material, [*seen, *resting], scroll_to_output=True, **telling)
-        material = [self.next_photo, self.own_sentence, self.visit, self.own, *self.wishes]
+        material = [self.next_photo, self.way, self.own_sentence, self.visit, self.own, *self.wishes]
         go = gr.on(
             [self.go.click, self.own_sentence.submit],
             self.go_further,
@@ -366,15 +384,15 @@ class Page(PageEvents, PagePrograms):
         self.words.input(self.show_heat, [*table, self.which, self.beams, self.words], self.heat, **inside)
 
     def _wire_rest(self) -> None:
-        inside, model = {"api_visibility": "private"}, {**MODELS, "api_visibility": "private"}
+        inside = {"api_visibility": "private"}
         made = [self.own, self.style, self.second, self.many_style, self.style_made, self.style_file]
-        named = {**model, "api_name": "read_book"}  # `make_style` is the name that programs know
+        named = {**READING, **inside, "api_name": "read_book"}  # `make_style` is the name that programs know
         material = [self.book, self.pasted, self.style_name, self.own]
         self.style_button.click(self.make_style, material, made, show_progress_on=self.style_made, **named)
-        self.style_upload.upload(self.load_style, [self.style_upload, self.own], made, **model)
+        self.style_upload.upload(self.load_style, [self.style_upload, self.own], made, **SEEING, **inside)
         rows = [self.rows, self.batch, self.as_csv, self.many, self.many_stop]
         material = [self.files, self.with_stories, self.many_style, self.many_seed, self.own]
-        many = self.many.click(self.tell_many, material, rows, show_progress="hidden", **model)
+        many = self.many.click(self.tell_many, material, rows, show_progress="hidden", **BATCHES, **inside)
         self.many_stop.click(self.stopped_many, self.batch, rows, cancels=many, queue=False, **inside)
 
     def _offer_to_programs(self) -> None:
@@ -384,23 +402,24 @@ class Page(PageEvents, PagePrograms):
             photo, file, book = gr.Image(type="filepath"), gr.File(), gr.File()
             style, kept_style, name = gr.Textbox(STYLES[0]), gr.Textbox(None), gr.Textbox("mine")
             seed, strength = gr.Number(None, precision=0), gr.Number(1.0)
-            length, short = gr.Textbox("Medium"), gr.Textbox("Short")
+            length, short, way = gr.Textbox("Medium"), gr.Textbox("Short"), gr.Textbox("generate")
             story, sentence, text = gr.JSON(), gr.Textbox(None), gr.Textbox(None)
             result, self.style_output, button = gr.JSON(), gr.File(), gr.Button()
             offers = [
-                (self.caption_endpoint, [photo], result, "caption"),
-                (self.tell_endpoint, [photo, style, seed, strength, length, file], result, "tell"),
+                (self.caption_photo, [photo, way], result, "caption", SEEING),
+                (self.tell_story, [photo, style, seed, strength, length, file, way], result, "tell", STORIES),
                 (
-                    self.continue_endpoint,
-                    [story, photo, sentence, kept_style, seed, strength, short, file],
+                    self.continue_story,
+                    [story, photo, sentence, kept_style, seed, strength, short, file, way],
                     result,
                     "continue_story",
+                    STORIES,
                 ),
-                (self.make_style_endpoint, [book, text, name], [result, self.style_output], "make_style"),
+                (self.style_from_text, [book, text, name], [result, self.style_output], "make_style", READING),
             ]
-            for function, inputs, outputs, api_name in offers:
-                button.click(function, inputs, outputs, api_name=api_name, **upload, **MODELS)
-        gr.api(self.predict_endpoint, api_name="predict", **MODELS)
+            for function, inputs, outputs, api_name, queue in offers:
+                button.click(function, inputs, outputs, api_name=api_name, **upload, **queue)
+        gr.api(self.predict, api_name="predict", **STORIES)
 
 
 def theme() -> gr.themes.Base:
@@ -429,15 +448,34 @@ def theme() -> gr.themes.Base:
     )
 
 
-if __name__ == "__main__":
-    page = Page().blocks
+def serve(page: gr.Blocks, **settings) -> str:
+    """Launch a page as the Space has it, beside `settings` of gradio's `launch`; gives its address."""
     page.queue(max_size=MAX_WAITING).launch(
         theme=theme(),
         css=CSS,
         footer_links=["api", "settings"],
-        max_file_size=MAX_UPLOAD,
-        mcp_server=importlib.util.find_spec("mcp") is not None,
+        max_file_size=MAX_UPLOAD_BYTES,
+        state_session_capacity=MAX_SESSIONS,
         prevent_thread_lock=True,
+        **settings,
     )
+    return page.local_url
+
+
+def has_mcp() -> bool:
+    """Whether the endpoints are to be tools of an MCP server too: if "gradio[mcp]" is installed and GRADIO_MCP_SERVER
+    does not say no."""
+    if os.environ.get("GRADIO_MCP_SERVER", "true").lower() != "true":
+        return False
+    try:
+        importlib.import_module("gradio.mcp")
+    except ImportError:
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    page = Page().blocks
+    serve(page, mcp_server=has_mcp())
     threading.Thread(target=warm_up, daemon=True, name="warm-up").start()
     page.block_thread()

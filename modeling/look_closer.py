@@ -23,6 +23,7 @@ SHOWN_CANDIDATES = 4
 NOTHING = (
     "<p>There is nothing to compare: tell a story first. A loaded story does not hold what it was chosen from.</p>"
 )
+NEARNESS = "What it remembers, and how near that is to the photo (1: the same)"
 SCORES = {
     "grounding": "how much it is about this photo and no other",
     "words": "how many of the words from the photo it takes up",
@@ -68,24 +69,35 @@ def where_in_words(attention: np.ndarray) -> str:
 
 
 def caption_list(captions: Sequence[Caption]) -> str:
-    """Captions, best first, each with how sure the captioner was of a word on average."""
-    items = (f"<li>{_letters(c.text)} <small>({np.exp(c.score):.0%})</small></li>" for c in captions)
-    return f'<p class="origin">What it sees, and how sure it was of each word</p><ol>{"".join(items)}</ol>'
+    """Captions, best first: those it wrote with how sure it was of their words, those it remembers with how near."""
+    kinds = (
+        ("What it sees, and how sure it was of each word", [c for c in captions if not c.remembered], _sureness),
+        (NEARNESS, [c for c in captions if c.remembered], _nearness),
+    )
+    parts = []
+    for title, found, number in kinds:
+        items = "".join(f"<li>{_letters(c.text)} <small>({number(c.score)})</small></li>" for c in found)
+        parts.append(f'<p class="origin">{title}</p><ol>{items}</ol>' if found else "")
+    return "".join(parts)
 
 
 def caption_table(captions: Sequence[Caption]) -> str:
-    """Captions in the order of their scores."""
+    """The captions that it wrote, in the order of their scores; "" without any."""
     rows = "".join(
-        f"<tr><td>{_letters(c.text)}</td><td>{np.exp(c.score):.0%}</td><td>{c.score:.2f}</td></tr>" for c in captions
+        f"<tr><td>{_letters(c.text)}</td><td>{_sureness(c.score)}</td><td>{c.score:.2f}</td></tr>"
+        for c in captions
+        if not c.remembered
     )
+    if not rows:
+        return ""
     head = "<tr><th>caption</th><th>sure of each word</th><th>mean log-probability</th></tr>"
     return f"<div class='table'><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>"
 
 
 def nearest_list(neighbours: Sequence[tuple[str, float, int]]) -> str:
     """Sentences of the bank that a photo brings to mind, nearest first, each with its cosine."""
-    items = "".join(f"<li>{_letters(text)} <small>({cosine:.2f})</small></li>" for text, cosine, _ in neighbours)
-    return f"<p>What it brings to mind, and how near that is (1: the same)</p><ol>{items}</ol>"
+    items = "".join(f"<li>{_letters(text)} <small>({_nearness(cosine)})</small></li>" for text, cosine, _ in neighbours)
+    return f'<p class="origin">{NEARNESS}</p><ol>{items}</ol>'
 
 
 def why_this_story(passages: Sequence[Passage]) -> str:
@@ -115,6 +127,14 @@ def _choice(candidates: Sequence[Candidate], first: bool) -> str:
     summary = f"{_letters(candidates[0].text)} <small>best of {len(candidates)}</small>"
     table = f"<div class='table'><table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     return f"<details{' open' if first else ''}><summary>{summary}</summary>{table}</details>"
+
+
+def _sureness(mean_log_probability: float) -> str:
+    return f"{np.exp(mean_log_probability):.0%}"
+
+
+def _nearness(cosine: float) -> str:
+    return f"{cosine:.2f}"
 
 
 def _number(value: float | None) -> str:

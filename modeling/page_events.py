@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import dataclasses
 import html
 import random
 from collections.abc import Callable, Iterator
@@ -20,18 +21,21 @@ import gradio as gr
 from gradio.utils import get_upload_folder
 
 from .batch import BatchRow, rows_html, rows_to_csv, tell_many
-from .book_text import read_book
+from .book_text import MAX_BOOK_CHARACTERS, read_book
 from .errors import ImageError, PictaleError, StoryError, StyleError
 from .images import load_image
 from .look_closer import caption_list, caption_table, nearest_list, why_this_story, word_figure, word_strip
 from .story_html import story_html, story_page, style_in_words
 from .styles import Style
 from .visit import OwnStyles, Seen, Visit, Wishes, add_style, find_style
+from .web_photo import fetch_photo, is_address
 
 MAX_KEPT_IN_BROWSER = 2_000_000  # characters; browsers have room for about five million
+MAX_UPLOAD_BYTES = 50_000_000
 MAX_BATCH = 100
 NEAREST = 5  # sentences that a photo brings to mind
 WRITERS = {"decoder": "The story decoder: it invents", "bookshelf": "The bookshelf: a page of a real novel"}
+REMEMBERED = "It did not look for these words one by one: it remembers the sentence as a whole."
 EMPTY_STORY = (
     '<p class="empty">Choose a photo and a style, then press “Tell me a story”. '
     "Or press “Surprise me”, and everything is chosen for you.</p>"
@@ -57,13 +61,35 @@ def photo_source(upload: dict | None) -> str | bytes:
     """The file or bytes of an uploaded photo, untouched: `load_image` is to judge them, not the component."""
     if upload is None:
         raise ImageError("There is no photo yet: upload one, take one or choose an example.")
+    if is_address(address := upload.get("path") or upload.get("url")):  # what the page uploads has both
+        return fetch_photo(address, MAX_UPLOAD_BYTES)
     if path := upload.get("path"):
         uploaded(path, "photo")
         return path
+    data = (upload.get("url") or "").partition(";base64,")[2]
+    if len(data) > MAX_UPLOAD_BYTES * 4 / 3:
+        raise ImageError(f"The photo is larger than {MAX_UPLOAD_BYTES // 10**6} MB: send a smaller copy of it.")
     try:
-        return base64.b64decode((upload.get("url") or "").partition(";base64,")[2], validate=True)
+        return base64.b64decode(data, validate=True)
     except binascii.Error as error:
         raise ImageError("The photo is not valid base64: send it as data:image/jpeg;base64,...") from error
+
+
+def book_or_text(path: str | None, text: str | None) -> tuple[str, str]:
+    """The text that a style is to be made of, and where it is from, in words.
+
+    Args:
+        path: Of an uploaded book, or nothing.
+        text: What was typed or pasted instead.
+    """
+    if path:
+        place = uploaded(path, "book")
+        return read_book(place), place.name
+    if not (text or "").strip():
+        raise StyleError("There is no text yet: upload a book or paste a text.")
+    if len(text) > MAX_BOOK_CHARACTERS:
+        raise StyleError(f"The text has {len(text):,} characters: give at most {MAX_BOOK_CHARACTERS:,}.")
+    return text, "a pasted text"
 
 
 def temporary_file(component: gr.blocks.Block, name: str, content: bytes) -> str:
@@ -85,22 +111,24 @@ class PageEvents:
 
     get: Callable[[], Any]
 
-    def look(self, upload: dict | None) -> Seen:
+    def look(self, upload: dict | None, way: str = "generate") -> Seen:
+        """Captions of a photo, found in one of the ways of `story_types.CAPTIONS`."""
         photo = photo_source(upload)
         image = load_image(photo)  # before the models are asked for, so that a broken file is told at once
-        return Seen(photo, self.get().caption([image])[0])
+        pipe = self.get()
+        return Seen(photo, pipe.see([image], dataclasses.replace(pipe.options, captions=way))[0], way)
 
     # -- tell --------------------------------------------------------------------------------------------------------
-    def see(self, upload: dict | None) -> dict:
+    def see(self, upload: dict | None, way: str) -> dict:
         """Captions as soon as there is a photo; a broken one goes."""
         seen, updates = None, {}
         try:
-            seen = None if upload is None else self.look(upload)
+            seen = None if upload is None else self.look(upload, way)
         except PictaleError as error:
             gr.Warning(sentence(error))
             updates = {self.photo: None}
         if seen is not None:
-            updates = {self.writer: self.writers()}
+            updates = {self.writer: self.writers(), self.way: gr.update(visible=self.get().can_retrieve)}
         return {self.seen: seen, self.captions: caption_list(seen.captions) if seen else "", **updates}
 
     def writers(self) -> dict:
@@ -110,23 +138,27 @@ class PageEvents:
         choices = [(WRITERS.get(name) or pipe.about_writer(name), name) for name in names]
         return gr.update(choices=choices, visible=len(names) > 1)
 
-    def write(self, upload: dict | None, seen: Seen | None, visit: Visit, own: OwnStyles, *wishes: Any) -> Iterator:
+    def write(
+        self, upload: dict | None, way: str, seen: Seen | None, visit: Visit, own: OwnStyles, *wishes: Any
+    ) -> Iterator:
         """Captions if they are not there yet, then the story as it grows."""
 
         def steps() -> Iterator[dict | Visit]:
             known = seen
-            if known is None or known.photo != photo_source(upload):
-                known = self.look(upload)
+            if known is None or (known.photo, known.way) != (photo_source(upload), way):
+                known = self.look(upload, way)
                 yield {self.seen: known, self.captions: caption_list(known.captions)}
             yield from visit.tell(self.get(), Wishes(*wishes), known, own)
 
         yield from self._growing(visit, steps())
 
-    def go_further(self, upload: dict | None, said: str, visit: Visit, own: OwnStyles, *wishes: Any) -> Iterator:
+    def go_further(
+        self, upload: dict | None, way: str, said: str, visit: Visit, own: OwnStyles, *wishes: Any
+    ) -> Iterator:
         """The story as it grows by another passage; what led to it leaves its place when it has been used."""
 
         def steps() -> Iterator[dict | Visit]:
-            seen = None if upload is None else self.look(upload)
+            seen = None if upload is None else self.look(upload, way)
             yield from visit.go_on(self.get(), Wishes(*wishes), seen, said, own)
             yield {self.own_sentence: "", self.next_photo: None}
 
@@ -258,12 +290,17 @@ class PageEvents:
 
     def show_words(self, visit: Visit, seen: Seen | None, which: int | None, caption: int) -> dict:
         """The words of a caption; the map waits for one to be chosen."""
-        photos, words, strip = visit.gallery(seen), [], ""
+        photos, captions, words, strip = visit.gallery(seen), (), [], ""
         if which is not None and photos and (captions := photos[which][1].captions):
             words = [(w, i) for i, w in enumerate(captions[caption].words) if i < len(captions[caption].attention)]
             with said_on_the_page():
                 strip = word_strip(load_image(photos[which][1].photo), captions[caption]) if words else ""
-        hint = "" if words or not photos else "Where it looked is not kept in files: give it the photo again to see it."
+        hint = ""
+        if photos and not words:
+            remembered = bool(captions) and captions[caption].remembered
+            hint = (
+                REMEMBERED if remembered else "Where it looked is not kept in files: give it the photo again to see it."
+            )
         return {
             self.words: gr.update(choices=words, value=None, visible=bool(words)),
             self.heat: "",
@@ -290,13 +327,7 @@ class PageEvents:
         with said_on_the_page():
             if not (name or "").strip():
                 raise StyleError("Your style has no name yet: give it one.")
-            if file:
-                place = uploaded(file, "book")
-                text, source = read_book(place), place.name
-            elif (text or "").strip():
-                source = "a pasted text"
-            else:
-                raise StyleError("There is no text yet: upload a book or paste a text.")
+            text, source = book_or_text(file, text)
             made = self.get().make_style(text, name.strip(), source=source, progress=progress)
             return self.new_style(add_style(self.get(), made, own), made)
         return {self.own: own}

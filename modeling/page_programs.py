@@ -1,6 +1,7 @@
 """The page's endpoints for programs. Needs gradio, like `page_events.py`.
 
-Their docstrings are what "Use via API" and the tools of the MCP server say of them.
+Their names and docstrings are those of the MCP server's tools, and what "Use via API" says of them: gradio reads one
+line for each argument.
 """
 
 from __future__ import annotations
@@ -12,9 +13,8 @@ from typing import Any
 
 import gradio as gr
 
-from .book_text import read_book
-from .errors import PictaleError, StoryError, StyleError
-from .page_events import sentence, temporary_file, uploaded
+from .errors import PictaleError, StoryError
+from .page_events import book_or_text, sentence, temporary_file, uploaded
 from .story import Story, StoryPhoto
 from .story_types import Caption
 from .styles import Style
@@ -33,7 +33,7 @@ def errors_for_programs() -> Iterator[None]:
 
 
 def describe(caption: Caption) -> dict[str, Any]:
-    return {"text": caption.text, "score": round(float(caption.score), 4)}
+    return {"text": caption.text, "score": round(float(caption.score), 4), "remembered": caption.remembered}
 
 
 def told(story: Story, photo: StoryPhoto | None) -> dict[str, Any]:
@@ -51,18 +51,22 @@ class PagePrograms:
     """Endpoints of `app.Page`."""
 
     get: Callable[[], Any]
-    look: Callable[[dict | None], Seen]
+    look: Callable[..., Seen]
 
-    def caption_endpoint(self, photo: dict) -> list[dict]:
-        """Captions of a photo, best first, each with its text and its mean log-probability a word.
+    def caption_photo(self, photo: dict, captions: str = "generate") -> list[dict]:
+        """What can be seen in a photo: captions, best first.
+
+        Each has its text and its score: the mean log-probability of its words or, for a sentence that is remembered and
+        not written, its cosine to the photo, 1 at most.
 
         Args:
-            photo: A file, or {"url": "data:image/jpeg;base64,..."}.
+            photo: A file, its address (https://...), or {"url": "data:image/jpeg;base64,..."}.
+            captions: generate has them written; retrieve takes sentences the server remembers, if it does; or both.
         """
         with errors_for_programs():
-            return [describe(caption) for caption in self.look(photo).captions]
+            return [describe(caption) for caption in self.look(photo, captions).captions]
 
-    def tell_endpoint(
+    def tell_story(
         self,
         photo: dict,
         style: str = "everyday",
@@ -70,23 +74,28 @@ class PagePrograms:
         strength: float = 1.0,
         length: str = "Medium",
         style_file: dict | None = None,
+        captions: str = "generate",
     ) -> Iterator[dict]:
-        """Captions and the growing story of a photo; the last result holds the whole story.
+        """Tell a story about a photo in the style of a kind of book.
+
+        Gives the captions and the story as it grows. The last result holds the whole story, the seed that repeats it,
+        and `record`, with which the story can be continued.
 
         Args:
-            photo: A file, or {"url": "data:image/jpeg;base64,..."}.
-            style: A name, or a blend such as romance:0.7,horror:0.3.
-            seed: Repeats a story; a new one each time if not given.
-            strength: Of the style; 1 is normal.
+            photo: A file, its address (https://...), or {"url": "data:image/jpeg;base64,..."}.
+            style: everyday, romance, adventure, science_fiction, mystery, horror, fairy_tale; or romance:0.7,horror:0.3
+            seed: A whole number that repeats a story; a new one is drawn if none is given.
+            strength: How much the style counts: 0 not at all, 1 as in the books, 2 is exaggerated.
             length: Short, Medium or Long.
-            style_file: A style of your own, made by /make_style; its name can be used in `style`.
+            style_file: A style of your own, as made from a text; its name can then be used in `style`.
+            captions: What the story goes by: generate (written for this photo), retrieve (remembered), or both.
         """
         with errors_for_programs():
             own, wishes = self._own(style_file), Wishes(style, seed=seed, strength=strength, length=length)
-            seen = self.look(photo)
+            seen = self.look(photo, captions)
             yield from self._steps(Visit().tell(self.get(), wishes, seen, own))
 
-    def continue_endpoint(
+    def continue_story(
         self,
         story: dict,
         photo: dict | None = None,
@@ -96,51 +105,59 @@ class PagePrograms:
         strength: float = 1.0,
         length: str = "Short",
         style_file: dict | None = None,
+        captions: str = "generate",
     ) -> Iterator[dict]:
-        """The next passage of a story as it grows; the last result holds the whole story.
+        """Continue a story: with another photo, with a sentence of your own, or with neither.
+
+        Gives the story as it grows; the last result holds the whole of it, and its `record` to go on from.
 
         Args:
-            story: The `record` of /tell or of this endpoint, or the contents of a story file of the page.
+            story: The `record` of a story that was told or continued here, or the contents of a story file of the page.
             photo: A photo that the story goes on with, or nothing.
             sentence: Your own next sentence, kept as it is, or nothing.
-            style: As for /tell; nothing keeps the style of the last passage.
-            seed, strength, length, style_file: As for /tell.
+            style: A name or a blend, as when the story was told; nothing keeps the style of the last passage.
+            seed: A whole number that repeats the passage; a new one is drawn if none is given.
+            strength: How much the style counts: 0 not at all, 1 as in the books, 2 is exaggerated.
+            length: Short, Medium or Long.
+            style_file: A style of your own, as made from a text; its name can then be used in `style`.
+            captions: What the photo's part goes by: generate (written for it), retrieve (remembered), or both.
         """
         with errors_for_programs():
             visit = Visit().load(story if isinstance(story, str) else json.dumps(story))
             last = next((p.style for p in reversed(visit.story.passages) if p.style), "everyday")
             own = self._own(style_file)
             wishes = Wishes(style or last, seed=seed, strength=strength, length=length)
-            seen = None if photo is None else self.look(photo)
+            seen = None if photo is None else self.look(photo, captions)
             yield from self._steps(visit.go_on(self.get(), wishes, seen, sentence, own))
 
-    def make_style_endpoint(
+    def style_from_text(
         self, book: dict | None = None, text: str | None = None, name: str = "mine"
     ) -> tuple[dict, str]:
-        """Make a style from a text: what it was made of, and the style's file, which /tell takes.
+        """Make a style from a book or a text of at least a chapter, to tell stories in its manner.
+
+        Gives what it was made of, and the style as a file, which telling and continuing take as `style_file`.
 
         Args:
             book: A .txt, .md or .epub file.
             text: The text itself, instead of a file.
-            name: What the style is called.
+            name: What the style is called: 1 to 40 letters, digits, spaces, dots or hyphens.
         """
         with errors_for_programs():
-            if not book and not (text or "").strip():
-                raise StyleError("There is no text yet: send a book or a text.")
-            place = uploaded(book["path"], "book") if book else None
-            source = place.name if place else "a text that was sent"
-            made = self.get().make_style(read_book(place) if place else text, name, source=source)
+            text, source = book_or_text(book and book.get("path"), text)
+            made = self.get().make_style(text, name, source=source)
             add_style(self.get(), made, {})
             file = temporary_file(self.style_output, f"{made.name}.safetensors", made.to_bytes())
             return {"name": made.name, "passages": made.passages, "source": made.source}, file
 
-    def predict_endpoint(self, data: str, bw: int = 1, style: str = "everyday") -> dict[str, str]:
-        """The web API of Pix2Story: {"data": base64 of a photo, "bw": beam width} gives {"prediction": text}.
+    def predict(self, data: str, bw: int = 1, style: str = "everyday") -> dict[str, str]:
+        """A story about a photo as the web API of Pix2Story had it: always the same for the same photo.
+
+        {"data": base64 of a photo, "bw": beam width} gives {"prediction": text}.
 
         Args:
             data: The photo as base64.
-            bw: Width of the beam search; 1 writes as /tell does.
-            style: A name or a blend.
+            bw: Width of the beam search, 1 to 50; 1 draws words as usual.
+            style: everyday, romance, adventure, science_fiction, mystery, horror, fairy_tale; or romance:0.7,horror:0.3
         """
         with errors_for_programs():
             if not isinstance(bw, int) or not 1 <= bw <= MAX_BEAM_WIDTH:
@@ -153,7 +170,7 @@ class PagePrograms:
     def _own(self, style_file: dict | None) -> dict[str, Style]:
         if not style_file:
             return {}
-        style = Style.load(uploaded(style_file["path"], "style file"))
+        style = Style.load(uploaded(style_file.get("path"), "style file"))
         return dict(add_style(self.get(), style, {}))
 
     def _steps(self, visits: Iterator[Visit]) -> Iterator[dict]:

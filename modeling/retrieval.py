@@ -231,7 +231,7 @@ class PhotoRetrieval:
     # -- captions of all kinds ---------------------------------------------------------------------------------------
     def see(self, images: Any, options: StoryOptions | None = None) -> list[tuple[Caption, ...]]:
         """Captions of photos as `options.captions` says: written, remembered, or both, the written ones first."""
-        options = options or self.options
+        options = (options or self.options).resolved()
         photos = [load_image(image) for image in (images if isinstance(images, (list, tuple)) else [images])]
         written = remembered = [()] * len(photos)
         if options.captions != "retrieve":

@@ -30,10 +30,17 @@ MAX_SECONDS = 240  # that one step may take, waiting not included
 
 @dataclass(frozen=True)
 class Seen:
-    """A photo and what the captioner said of it."""
+    """A photo and what was said of it.
+
+    Args:
+        photo: What it can be read from.
+        captions: Best first.
+        way: How they were found, one of `story_types.CAPTIONS`.
+    """
 
     photo: PhotoSource
     captions: tuple[Caption, ...]
+    way: str = "generate"
 
 
 @dataclass(frozen=True)

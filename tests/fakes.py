@@ -31,7 +31,7 @@ class FakePipeline(StoryContinuation):
         self.photos: list[Image.Image] = []
         self.calls: list[dict[str, Any]] = []
         self.written = 0
-        self.can_retrieve = True
+        self.can_retrieve, self.options = True, StoryOptions()
         self.writers = {"decoder": self, "bookshelf": self}
 
     def caption(self, images: Any, num_captions: int = 3, num_beams: int = 3) -> list[tuple[Caption, ...]]:
@@ -40,7 +40,12 @@ class FakePipeline(StoryContinuation):
         return [tuple(self._caption(image, name) for name in self.names[:num_captions]) for image in images]
 
     def see(self, images: list[Any], options: StoryOptions) -> list[tuple[Caption, ...]]:
-        return self.caption(images, options.num_captions)
+        near = tuple(
+            Caption(text, cosine, ("like",), remembered=True) for text, cosine, _ in self.nearest_sentences(0, 5)[0]
+        )
+        written = self.caption(images, options.num_captions)
+        ways = {"generate": lambda one: one, "retrieve": lambda one: near, "both": lambda one: (*one, *near)}
+        return [ways[options.captions](one) for one in written]
 
     def _caption(self, image: Image.Image, name: str) -> Caption:
         colour = "#{:02x}{:02x}{:02x}".format(*image.resize((1, 1), Image.Resampling.BOX).getpixel((0, 0)))

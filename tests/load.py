@@ -93,11 +93,12 @@ async def visit(client: httpx.AsyncClient, visitor: int, length: str) -> Waits:
     sent = await client.post("gradio_api/upload", files={"files": (f"visitor{visitor}.jpg", photo, "image/jpeg")})
     sent.raise_for_status()
     file = {"path": sent.json()[0], "meta": {"_type": "gradio.FileData"}}
-    async for captions in answers(client, "caption", [file]):
+    async for captions in answers(client, "caption", [file, "generate"]):
         if not captions:
             raise Failure("/caption: no captions")
     captioned, first, story = time.monotonic(), None, ""
-    async for told in answers(client, "tell", [file, STYLES[visitor % len(STYLES)], visitor, 1.0, length, None]):
+    wishes = [STYLES[visitor % len(STYLES)], visitor, 1.0, length, None, "generate"]
+    async for told in answers(client, "tell", [file, *wishes]):
         story = told["story"]
         first = first or (time.monotonic() if story else None)
     if first is None:
@@ -148,8 +149,8 @@ class Memory:
         self._thread.join()
 
 
-def measure(url: str, visitors: int, length: str, pid: int | None = None) -> dict[str, Any]:
-    """Let one visitor go first, then all come at once.
+def measure(url: str, visitors: int, length: str, pid: int | None = None, rest: float = REST) -> dict[str, Any]:
+    """Let one visitor go first, then all come at once; memory is read again `rest` seconds after the last has left.
 
     Returns:
         `failures`, sentences; `seconds`, median and worst of each of `Waits`; `words_a_second` of all stories;
@@ -165,7 +166,7 @@ def measure(url: str, visitors: int, length: str, pid: int | None = None) -> dic
         with Memory(pid) as memory:
             before = memory.now()
             waits, failures = asyncio.run(crowd(url, visitors, length))
-            time.sleep(REST)
+            time.sleep(rest)
         report["memory"] = {"before": before, "peak": memory.peak, "after": memory.now()}
     report["failures"] = failures
     report["seconds"] = {

@@ -27,15 +27,12 @@ _OPTIONS = [
 
 
 @contextlib.contextmanager
-def served(page) -> Iterator[str]:
-    """Launch a page on a free port of this machine, with the looks it has in earnest; yields its address."""
+def served(page, **settings) -> Iterator[str]:
+    """Launch a page on a free port of this machine, as it is launched in earnest; yields its address."""
     import app
 
-    _, url, _ = page.queue().launch(
-        server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, theme=app.theme(), css=app.CSS
-    )
     try:
-        yield url
+        yield app.serve(page, server_name="127.0.0.1", quiet=True, **settings)
     finally:
         page.close(verbose=False)
 

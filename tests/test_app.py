@@ -19,7 +19,7 @@ from modeling import Story, StoryPipeline, load_image
 from modeling.page_programs import describe
 from tests.fakes import STYLES, FakePipeline
 from tests.serving import served
-from tests.tiny import BOOK, save_tiny_pipeline
+from tests.tiny import BOOK, save_tiny_pipeline, tiny_embedding, tiny_pipeline
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_what_is_public(client):
     endpoints = client.view_api(return_format="dict")["named_endpoints"]
     assert set(endpoints) == {"/caption", "/tell", "/continue_story", "/make_style", "/predict"}
     names = [parameter["parameter_name"] for parameter in endpoints["/tell"]["parameters"]]
-    assert names == ["photo", "style", "seed", "strength", "length", "style_file"]
+    assert names == ["photo", "style", "seed", "strength", "length", "style_file", "captions"]
 
 
 def test_caption(client, pipeline, example_photos):
@@ -56,6 +56,21 @@ def test_caption(client, pipeline, example_photos):
     expected = pipeline.caption([load_image(example_photos[0])])[0]
     assert [caption["text"] for caption in result] == [caption.text for caption in expected]
     assert all(math.isclose(caption["score"], -0.5) for caption in result)
+
+
+def test_captions_from_memory(client, example_photos, pipeline):
+    photo = handle_file(example_photos[0])
+    written = client.predict(photo, api_name="/caption")
+    remembered = client.predict(photo, "retrieve", api_name="/caption")
+    assert [caption["remembered"] for caption in written + remembered] == [False] * 3 + [True] * 3
+    assert remembered[0] == {"text": "Something like thing.", "score": 0.5, "remembered": True}
+    assert client.predict(photo, "both", api_name="/caption") == written + remembered
+    told = client.predict(photo, "horror", 7, captions="retrieve", api_name="/tell")
+    assert told["captions"] == remembered
+    assert pipeline.calls[-1]["given"] == [caption["text"] for caption in remembered]
+    more = client.predict(told["record"], photo, seed=8, captions="both", api_name="/continue_story")
+    assert more["captions"] == written + remembered
+    assert "generate or retrieve or both" in refusal(client, photo, "guess", api_name="/caption")
 
 
 def test_two_photos_two_captions(client, example_photos):
@@ -136,6 +151,13 @@ def test_predict_has_the_shape_of_the_old_web_api(client, url, example_photos):
     assert "prediction" in httpx.get(f"{url}gradio_api/call/v2/predict/{event}").text
     assert "base64" in refusal(client, "%%%", 1, api_name="/predict")
     assert "bw" in refusal(client, data, 0, api_name="/predict")
+
+
+@pytest.mark.parametrize("photo", [{}, {"url": ""}, {"url": "photo.jpg"}, {"path": "photo.jpg"}])
+def test_what_is_no_photo_gives_a_sentence(url, photo):
+    event = httpx.post(f"{url}gradio_api/call/caption", json={"data": [photo, "generate"]}).json()["event_id"]
+    answer = httpx.get(f"{url}gradio_api/call/caption/{event}").text
+    assert "event: error" in answer and "photo" in answer
 
 
 def test_files_of_the_server_are_no_styles_or_books(url, tmp_path):
@@ -268,6 +290,21 @@ def test_untrained_pipeline_behind_the_page(example_photos, tmp_path):
         assert result["story"] == pipeline.tell(captions, style="romance:0.7,horror:0.3", seed=5).story
         assert "romance" in refusal(client, photo, "western")
         assert "seed" in refusal(client, photo, "romance", -1)
+
+
+def test_untrained_memory_behind_the_page(example_photos):
+    pipeline = tiny_pipeline()
+    pipeline.set_embedding(tiny_embedding(pipeline.captioner))
+    pipeline.use_sentences(["A dog runs.", "Two cats sleep.", "A red house."])
+    with served(app.Page(lambda: pipeline).blocks) as url:
+        client = Client(url, verbose=False)
+        photo = handle_file(example_photos[0])
+        near = pipeline.nearest_sentences(str(example_photos[0]), k=5)[0]
+        remembered = client.predict(photo, "retrieve", api_name="/caption")
+        assert [caption["text"] for caption in remembered] == [text for text, _, _ in near]
+        told = client.predict(photo, "romance", 5, captions="both", api_name="/tell")
+        assert told["captions"][-len(near) :] == remembered and len(told["captions"]) > len(near)
+        assert told["story"] == pipeline(example_photos[0], "romance", 5, captions="both").story
 
 
 def test_embedded_pipeline_behind_the_page(embedded, example_photos, tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from PIL import Image
 
 import app
 from tests.fakes import FakePipeline, fake_style
+from tests.page_steps import end_of_story, open_tab, passages, tell, upload, visit, wait_for_passages, wait_for_story
 from tests.serving import served
 
 pytestmark = pytest.mark.browser
@@ -29,6 +30,7 @@ def url(browser, pipeline):
         yield url
 
 
+<<<<<<< HEAD
 @contextlib.contextmanager
 def visit(browser, url, width=1280, permissions=(), color_scheme="light"):
     """A fresh visit, which must end without an error in the browser's console."""
@@ -46,55 +48,12 @@ def visit(browser, url, width=1280, permissions=(), color_scheme="light"):
     assert not errors
 
 
+=======
+>>>>>>> e0bf38a (Captions written, remembered or both on the page; queues for captions, stories, books and batches; photos by their address; MCP tools with names and docstrings)
 @pytest.fixture
 def page(browser, url):
     with visit(browser, url) as page:
         yield page
-
-
-def upload(page, path: Path) -> None:
-    page.locator("input[type=file]").first.set_input_files(path)
-
-
-def wait_for_story(page, pattern: str) -> str:
-    page.wait_for_function(
-        "pattern => new RegExp(pattern, 's').test(document.querySelector('#story')?.innerText)", arg=pattern
-    )
-    return page.locator("#story").inner_text()
-
-
-def tell(page, photo: Path | None = None) -> str:
-    """A whole story, its page at rest."""
-    if photo is not None:
-        upload(page, photo)
-        page.locator("#captions li").first.wait_for()
-    page.get_by_role("button", name="Tell me a story").click()
-    return end_of_story(page)
-
-
-def end_of_story(page) -> str:
-    page.get_by_role("button", name="Stop").wait_for()
-    page.get_by_role("button", name="Stop").wait_for(state="hidden")
-    page.get_by_role("button", name="Tell me a story").wait_for()
-    return page.locator("#story").inner_text()
-
-
-def open_tab(page, name: str) -> None:
-    """On a narrow screen the last tabs wait behind three dots."""
-    shown = page.get_by_role("tab", name=name, exact=True)
-    if shown.count() == 0:
-        page.locator(".overflow-menu > button").click()
-        shown = page.locator(".overflow-dropdown button", has_text=name)
-    shown.click()
-    page.wait_for_timeout(300)
-
-
-def passages(page) -> list[str]:
-    return page.locator("#story .passage").all_inner_texts()
-
-
-def wait_for_passages(page, count: int) -> None:
-    page.wait_for_function("count => document.querySelectorAll('#story .passage').length == count", arg=count)
 
 
 @pytest.mark.parametrize("width", [1280, 390], ids=["desktop", "phone"])
