@@ -33,6 +33,8 @@ def fetch_photo(address: str, most: int) -> bytes:
     """
     try:
         return asyncio.run(_fetch(httpx.URL(address), most))
+    except ImageError:  # is a ValueError
+        raise
     except TimeoutError:
         raise ImageError(
             f"The photo's address did not answer within {SECONDS:.0f} seconds: upload the photo."
