@@ -358,7 +358,8 @@ class Page(PageEvents, PagePrograms):
             style, kept_style, name = gr.Textbox(STYLES[0]), gr.Textbox(None), gr.Textbox("mine")
             seed, strength = gr.Number(None, precision=0), gr.Number(1.0)
             length, short, way = gr.Textbox("Medium"), gr.Textbox("Short"), gr.Textbox("generate")
-            story, sentence, text = gr.JSON(), gr.Textbox(None), gr.Textbox(None)
+            # of text, because clients of MCP find the type of gr.JSON none; an object is taken too
+            story, sentence, text = gr.Textbox(), gr.Textbox(None), gr.Textbox(None)
             result, self.style_output, button = gr.JSON(), gr.File(), gr.Button()
             offers = [
                 (self.caption_photo, [photo, way], result, "caption", SEEING),

@@ -97,7 +97,7 @@ class PagePrograms:
 
     def continue_story(
         self,
-        story: dict,
+        story: dict | str,
         photo: dict | None = None,
         sentence: str | None = None,
         style: str | None = None,
@@ -112,7 +112,7 @@ class PagePrograms:
         Gives the story as it grows; the last result holds the whole of it, and its `record` to go on from.
 
         Args:
-            story: The `record` of a story that was told or continued here, or the contents of a story file of the page.
+            story: The `record` of a story that was told or continued here, or a story file of the page: an object or JSON.
             photo: A photo that the story goes on with, or nothing.
             sentence: Your own next sentence, kept as it is, or nothing.
             style: A name or a blend, as when the story was told; nothing keeps the style of the last passage.

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 MINIMUM_PASSAGES = 20
 PASSAGE_CHARACTERS = (60, 400)
+MAX_SOURCE = 300  # characters of where a style came from
 _NAME = re.compile(r"[\w][\w .'-]{0,39}")
 
 
@@ -99,13 +100,13 @@ class Style:
                     name=_checked_name(metadata["name"]),
                     vector=vector,
                     passages=int(metadata["passages"]),
-                    source=metadata["source"],
+                    source=metadata["source"][:MAX_SOURCE],
                     encoder=metadata["encoder"],
                     filter=tuple(json.loads(metadata["filter"])),
                 )
         except FileNotFoundError:
             raise StyleError(f"There is no style file {path}.") from None
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
+        except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
             if isinstance(error, StyleError):
                 raise
             raise StyleError(f"The style file {path} is damaged ({error}): make or download it again.") from None

@@ -1,13 +1,17 @@
 """Styles: made from text, stored whole, refused where they do not belong, blended linearly."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from modeling import PictaleSkipThoughtsEncoder, Style, StyleError, make_style
 from modeling.fingerprints import encoder_fingerprint
 from modeling.styles import MINIMUM_PASSAGES, encode_passages, parse_style, shift_style, split_passages
-from tests.tiny import BOOK, tiny_encoder, tiny_styles, tiny_tokenizer
+from tests.tiny import BOOK, tiny_encoder, tiny_pipeline, tiny_styles, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +74,28 @@ def test_broken_files_are_one_sentence(tmp_path, known):
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(StyleError, match="damaged"):
         Style.load(path)
+
+
+@pytest.mark.parametrize(
+    "change", [{"filter": "5"}, {"filter": "{"}, {"passages": "many"}, {"name": "<b>"}, {"name": ""}]
+)
+def test_strange_files_are_one_sentence(tmp_path, known, change):
+    path = tmp_path / "style.safetensors"
+    known["romance"].save(path)
+    with safe_open(path, framework="np") as file:
+        metadata = file.metadata()
+    save_file({"vector": known["romance"].vector}, path, metadata | {"source": "x" * 5000})
+    assert len(Style.load(path).source) == 300
+    save_file({"vector": known["romance"].vector}, path, metadata | change)
+    with pytest.raises(StyleError):
+        Style.load(path)
+
+
+def test_a_style_of_another_width_is_refused():
+    pipe = tiny_pipeline()
+    style = dataclasses.replace(pipe.styles["romance"], name="narrow", vector=np.ones(3, np.float32))
+    with pytest.raises(StyleError, match="3 numbers, not 24"):
+        pipe.add_style(style)
 
 
 def test_the_fingerprint_knows_encoders_apart_but_not_precisions():

@@ -112,6 +112,9 @@ class StoryPipeline(StoryContinuation, PhotoRetrieval, PipelineFiles):
         if style.name == CAPTION_STYLE:
             raise StyleError("No style can be called 'caption': the mean of captions in general has that name.")
         style.check_encoder(self._fingerprint)
+        if style.vector.shape != (size := self._styles[CAPTION_STYLE].vector.shape):
+            numbers = f"{style.vector.size} numbers, not {size[0]}"
+            raise StyleError(f"The style '{style.name}' is damaged (it has {numbers}): make or download it again.")
 
     def make_style(self, text: str | PathLike | Sequence[str], name: str, **kwargs: Any) -> Style:
         """A style from a text, in seconds; the pipeline does not keep it until `add_style`.
