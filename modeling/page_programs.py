@@ -112,7 +112,7 @@ class PagePrograms:
         Gives the story as it grows; the last result holds the whole of it, and its `record` to go on from.
 
         Args:
-            story: The `record` of a story that was told or continued here, or a story file of the page: an object or JSON.
+            story: The `record` of a story told or continued here, or a story file of the page: an object or JSON text.
             photo: A photo that the story goes on with, or nothing.
             sentence: Your own next sentence, kept as it is, or nothing.
             style: A name or a blend, as when the story was told; nothing keeps the style of the last passage.
