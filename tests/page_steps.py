@@ -10,6 +10,7 @@ def visit(browser, url, width=1280, permissions=(), color_scheme="light"):
     context = browser.new_context(
         viewport={"width": width, "height": 850}, permissions=list(permissions), color_scheme=color_scheme
     )
+    context.set_default_timeout(120_000)  # a busy machine takes long to open a page
     page = context.new_page()
     errors = []
     page.on("pageerror", lambda error: errors.append(str(error)))

@@ -30,26 +30,6 @@ def url(browser, pipeline):
         yield url
 
 
-<<<<<<< HEAD
-@contextlib.contextmanager
-def visit(browser, url, width=1280, permissions=(), color_scheme="light"):
-    """A fresh visit, which must end without an error in the browser's console."""
-    context = browser.new_context(
-        viewport={"width": width, "height": 850}, permissions=list(permissions), color_scheme=color_scheme
-    )
-    context.set_default_timeout(120_000)  # a busy machine takes long to open a page
-    page = context.new_page()
-    errors = []
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto(url)
-    page.get_by_role("button", name="Tell me a story").wait_for()
-    yield page
-    context.close()
-    assert not errors
-
-
-=======
->>>>>>> e0bf38a (Captions written, remembered or both on the page; queues for captions, stories, books and batches; photos by their address; MCP tools with names and docstrings)
 @pytest.fixture
 def page(browser, url):
     with visit(browser, url) as page:

@@ -6,9 +6,10 @@ import httpx
 import pytest
 
 import app
+from tests.page_steps import end_of_story, passages, upload, visit, wait_for_passages, wait_for_story
 from tests.serving import served
 from tests.support.chat_server import KEY, running_chat
-from tests.test_page import HOSTILE, end_of_story, passages, upload, visit, wait_for_passages, wait_for_story
+from tests.test_page import HOSTILE
 from tests.tiny import tiny_pipeline
 
 pytestmark = pytest.mark.browser
