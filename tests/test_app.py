@@ -304,7 +304,7 @@ def test_untrained_memory_behind_the_page(example_photos):
         assert [caption["text"] for caption in remembered] == [text for text, _, _ in near]
         told = client.predict(photo, "romance", 5, captions="both", api_name="/tell")
         assert told["captions"][-len(near) :] == remembered and len(told["captions"]) > len(near)
-        assert told["story"] == pipeline(example_photos[0], "romance", 5, captions="both").story
+        assert told["story"] == pipeline.start_story(example_photos[0], "romance", 5, captions="both").text
 
 
 def test_embedded_pipeline_behind_the_page(embedded, example_photos, tmp_path, monkeypatch):
