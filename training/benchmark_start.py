@@ -84,7 +84,9 @@ def program(name: str) -> str:
 def save_smallest(folder: str | Path) -> None:
     """A GPT-2 of one layer and a few numbers, as transformers makes and saves it."""
     from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     sizes = {"vocab_size": 16, "n_positions": 16, "n_embd": 8, "n_layer": 1, "n_head": 1}
     GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)).save_pretrained(folder)
 
