@@ -89,6 +89,9 @@ def warm_up() -> None:
         pipeline = get_pipeline()
         captions = pipeline.caption([load_image(EXAMPLES[0])])[0]
         next(pipeline.stream(captions, style=STYLES[0], seed=0))
+        writers = [name for name in pipeline.writers if pipeline.has_writer(name)]  # opens the bookshelf
+        memory = len(pipeline.bank) if pipeline.can_retrieve else 0
+        logging.getLogger("pictale").info("Ready: %s write, %d sentences are remembered.", ", ".join(writers), memory)
     except PictaleError as error:
         logging.getLogger("pictale").error("The models cannot be used: %s", error)
 
@@ -163,12 +166,12 @@ class Page(PageEvents, PagePrograms):
             with gr.Row():
                 choices = [("nothing", ""), *self.style_choices]
                 self.second = gr.Dropdown(choices, value="", label="Mix in", min_width=140)
-                self.share = gr.Slider(0, 100, 30, step=5, label="This much of it, in %", min_width=160)
+                self.share = gr.Slider(0, 100, 30, step=5, label="Share in %", min_width=160)
             self.strength = gr.Slider(
                 0, 2, 1, step=0.1, label="Strength of the style", info="0: none, 1: as in the books, 2: exaggerated"
             )
             with gr.Row():
-                self.length = gr.Radio(list(LENGTHS), value="Medium", label="Length", min_width=200)
+                self.length = gr.Radio(list(LENGTHS), value="Medium", label="Length", scale=2, min_width=260)
                 self.lyrics = gr.Checkbox(label="In lines, like a song", min_width=140)
             self.way = gr.Radio(
                 [("Its own words", "generate"), ("What it remembers", "retrieve"), ("Both", "both")],
@@ -209,7 +212,7 @@ class Page(PageEvents, PagePrograms):
                 )
                 self.next_photo = self._photo("Another photo", 160, min_width=180, elem_id="next-photo")
             with gr.Row():
-                self.go = gr.Button("Go on", variant="primary", min_width=90)
+                self.go = gr.Button("Go on", variant="primary", min_width=70)
                 self.undo_button = gr.Button("Undo", min_width=70)
                 self.edit_button = gr.Button("Edit", min_width=70)
                 self.copy = gr.Button("Copy", min_width=70)

@@ -9,7 +9,7 @@ SPINES = {
     "adventure": "#2f7d4f",
     "science_fiction": "#2b6cb0",
     "mystery": "#5b4b8a",
-    "horror": "#1f1f24",
+    "horror": "#8b1e1e",
     "fairy_tale": "#d4a017",
 }
 BOOK_FACE = '"Iowan Old Style", Palatino, "Palatino Linotype", "Book Antiqua", Georgia, serif'
@@ -43,7 +43,9 @@ body:not(.dark) button[role=tab].selected {{color: var(--primary-800)}}
 .strip figure {{margin: 0}}
 .table {{overflow-x: auto}}
 .table th, .table td {{border-color: var(--border-color-primary) !important; padding: .4rem .7rem !important}}
-.table td:first-child {{min-width: 16rem}}
+.table td {{vertical-align: top}}
+#why td:first-child, #scores td:first-child, #rows td:nth-child(2) {{min-width: 14rem}}
+#rows progress {{accent-color: var(--color-accent)}}
 #examples .gallery {{display: grid; grid-template-columns: repeat(auto-fill, minmax(72px, 1fr))}}
 #examples .container {{width: 100%; max-width: none; height: auto; max-height: none}}
 #examples img {{aspect-ratio: 1; object-fit: cover; width: 100%}}
@@ -63,6 +65,7 @@ def theme() -> gr.themes.Base:
         button_primary_background_fill=leather,
         button_primary_background_fill_hover="*primary_700",
         button_primary_background_fill_dark=leather,
+        button_primary_background_fill_hover_dark="*primary_700",
         block_label_background_fill="*primary_50",
         block_label_background_fill_dark="*neutral_700",
         body_text_color_subdued="*neutral_600",
@@ -72,5 +75,7 @@ def theme() -> gr.themes.Base:
         checkbox_label_background_fill_selected=leather,
         checkbox_label_background_fill_selected_dark=leather,
         checkbox_background_color_selected="*primary_700",
+        checkbox_border_color="*neutral_500",
+        checkbox_border_color_dark="*neutral_400",
         checkbox_border_color_selected="*primary_700",
     )
