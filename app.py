@@ -170,9 +170,8 @@ class Page(PageEvents, PagePrograms):
             self.strength = gr.Slider(
                 0, 2, 1, step=0.1, label="Strength of the style", info="0: none, 1: as in the books, 2: exaggerated"
             )
-            with gr.Row():
-                self.length = gr.Radio(list(LENGTHS), value="Medium", label="Length", scale=2, min_width=260)
-                self.lyrics = gr.Checkbox(label="In lines, like a song", min_width=140)
+            self.length = gr.Radio(list(LENGTHS), value="Medium", label="Length")
+            self.lyrics = gr.Checkbox(label="In lines, like a song")
             self.way = gr.Radio(
                 [("Its own words", "generate"), ("What it remembers", "retrieve"), ("Both", "both")],
                 value="generate",
@@ -212,10 +211,10 @@ class Page(PageEvents, PagePrograms):
                 )
                 self.next_photo = self._photo("Another photo", 160, min_width=180, elem_id="next-photo")
             with gr.Row():
-                self.go = gr.Button("Go on", variant="primary", min_width=70)
-                self.undo_button = gr.Button("Undo", min_width=70)
-                self.edit_button = gr.Button("Edit", min_width=70)
-                self.copy = gr.Button("Copy", min_width=70)
+                self.go = gr.Button("Go on", variant="primary", min_width=60)
+                self.undo_button = gr.Button("Undo", min_width=60)
+                self.edit_button = gr.Button("Edit", min_width=60)
+                self.copy = gr.Button("Copy", min_width=60)
             with gr.Column(visible=False, elem_id="editing") as self.editing:
                 self.edit_which = gr.Dropdown([], label="Passage")
                 self.edit_text = gr.Textbox(

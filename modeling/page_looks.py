@@ -45,7 +45,8 @@ body:not(.dark) button[role=tab].selected {{color: var(--primary-800)}}
 .table th, .table td {{border-color: var(--border-color-primary) !important; padding: .4rem .7rem !important}}
 .table td {{vertical-align: top}}
 #why td:first-child, #scores td:first-child, #rows td:nth-child(2) {{min-width: 14rem}}
-#rows progress {{accent-color: var(--color-accent)}}
+#rows progress::-webkit-progress-value {{background: var(--color-accent)}}
+#rows progress::-moz-progress-bar {{background: var(--color-accent)}}
 #examples .gallery {{display: grid; grid-template-columns: repeat(auto-fill, minmax(72px, 1fr))}}
 #examples .container {{width: 100%; max-width: none; height: auto; max-height: none}}
 #examples img {{aspect-ratio: 1; object-fit: cover; width: 100%}}
