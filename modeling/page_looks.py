@@ -34,6 +34,7 @@ body:not(.dark) button[role=tab].selected {{color: var(--primary-800)}}
 #story .passage {{font-size: 1.15rem; line-height: 1.75; overflow-wrap: anywhere}}
 #story .own {{font-style: italic}}
 #story .empty {{padding: 3rem 0; text-align: center; color: var(--body-text-color-subdued)}}
+#more button.lg {{white-space: nowrap; padding-left: .4rem; padding-right: .4rem}}
 #story figure img {{border-radius: 4px; max-height: 200px}}
 .origin, figcaption, #story figcaption {{font-size: .8rem; color: var(--body-text-color-subdued); margin: .3rem 0}}
 #captions ol {{padding-left: 1.3rem; list-style: decimal}}
