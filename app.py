@@ -70,10 +70,11 @@ def _load_pipeline() -> "StoryPipeline":
 
     pipeline = StoryPipeline.from_pretrained()
     if model := os.environ.get("PICTALE_WRITER_MODEL"):  # a language model that visitors may choose as the writer
-        try:
-            pipeline.open_writer(model)
+        log = logging.getLogger("pictale")
+        try:  # its size is asked for now, so that no visitor waits for it; it is loaded when the first one chooses it
+            log.info("writer: %s", pipeline.writers[pipeline.open_writer(model)].about())
         except PictaleError as error:
-            logging.getLogger("pictale").error("PICTALE_WRITER_MODEL cannot be used: %s", error)
+            log.error("PICTALE_WRITER_MODEL cannot be used: %s", error)
     return pipeline
 
 

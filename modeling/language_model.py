@@ -118,8 +118,8 @@ class ModelPlace:
         """The folder that holds it, downloaded if need be. Raises ModelFolderError."""
         if self.folder is not None:
             return self.folder
-        wanted = {"allow_patterns": sorted(self.files)} if self.files else {}
-        return download(self.repo_id, "writer", **wanted)
+        wanted = sorted(self.files) or [self.gguf or "*.safetensors", *(f"*{ending}" for ending in TEXT_FILES)]
+        return download(self.repo_id, "writer", allow_patterns=wanted)
 
 
 def expected_pace(parameters: float) -> str:

@@ -21,7 +21,8 @@ from .story_types import Candidate, Caption
 STRIP_SIDE, FIGURE_SIDE = 224, 1024  # pixels
 SHOWN_CANDIDATES = 4
 NOTHING = (
-    "<p>There is nothing to compare: tell a story first. A loaded story does not hold what it was chosen from.</p>"
+    "<p>There is nothing to compare: tell a story first. A loaded story does not hold what it was chosen from, and a "
+    "language model writes only one.</p>"
 )
 NEARNESS = "What it remembers, and how near that is to the photo (1: the same)"
 SCORES = {

@@ -279,10 +279,13 @@ class StoryPipeline(StoryContinuation, PhotoRetrieval, PipelineFiles):
 
     def has_writer(self, name: str) -> bool:
         """Whether a writer is there and can write: the bookshelf needs its file, the endpoint its settings."""
+        writer = self.writers.get(name)
         with contextlib.suppress(PictaleError):
-            if name in ("bookshelf", "endpoint"):
-                self.writers[name].prepare()
-            return name in self.writers
+            if name == "bookshelf":
+                writer.prepare()
+            elif hasattr(writer, "about"):
+                writer.about()
+            return writer is not None
         return False
 
     def about_writer(self, name: str | None) -> str:

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.browser
 
 def test_a_story_by_the_endpoint(browser, example_photos, monkeypatch):
     pipe = tiny_pipeline()
-    pipe.options = dataclasses.replace(pipe.options, max_new_tokens=400)
+    pipe.options = dataclasses.replace(pipe.options, max_new_tokens=1000)
     with running_chat() as chat, served(app.Page(lambda: pipe).blocks) as url, visit(browser, url) as page:
         for name, value in (("BASE_URL", chat.url), ("API_KEY", KEY), ("MODEL", "org/tale")):
             monkeypatch.setenv(f"OPENAI_{name}", value)
@@ -47,5 +47,10 @@ def test_a_story_by_the_endpoint(browser, example_photos, monkeypatch):
         wait_for_story(page, "Words Words")
         page.get_by_role("button", name="Stop").click()
         page.get_by_role("button", name="Tell me a story").wait_for()
-        assert chat.hung_up.wait(20) and chat.sent < 1000
-        assert len(passages(page)) == 3 and KEY not in page.content() + httpx.get(f"{url}config").text
+        assert chat.hung_up.wait(60)  # a write of the server's failed before it had said all
+        *_, stopped = passages(page)
+        assert (
+            len(passages(page)) == 3
+            and len(stopped.split()) < 900
+            and KEY not in page.content() + httpx.get(f"{url}config").text
+        )

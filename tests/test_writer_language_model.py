@@ -274,6 +274,10 @@ def test_a_hub_id_is_sized_and_only_what_is_needed_is_downloaded(folder, monkeyp
     listed.pop("model.safetensors"), listed.pop("model-00001-of-00001.safetensors")
     with pytest.raises(ModelFolderError, match="has no weights that are read here"):
         pipe.tell(CAPTIONS, writer="org/pickled", **WISHES)
+    assert not pipe.has_writer("org/pickled") and pipe.has_writer("org/small")
+    listed = None  # the Hub does not tell: still no pickles
+    assert pipe.tell(CAPTIONS, writer="org/silent", **WISHES).story
+    assert wanted["org/silent"]["allow_patterns"] == ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 
 
 def test_what_cannot_be_loaded_is_one_sentence(folder, tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from typing import Any
 
 from .answer_text import Answer
 from .endpoint_chat import ChatReply, Endpoint
-from .errors import PictaleError, StoryError
+from .errors import StoryError
 from .story_prompt import newest, story_prompt
 from .story_types import Written
 from .writer import PassageTask
@@ -36,15 +36,6 @@ class EndpointWriter:
     def __init__(self, example: Callable[[PassageTask], tuple[str, str] | None], quiet: float = 60) -> None:
         self._example, self._quiet = example, quiet
         self._refused: set[str] = set()
-
-    @property
-    def available(self) -> bool:
-        """Whether there is an endpoint."""
-        try:
-            self.prepare()
-        except PictaleError:
-            return False
-        return True
 
     def about(self) -> str:
         """What it is, for people who are to choose."""
