@@ -25,6 +25,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from .errors import ModelFolderError
 from .model_folder import download, load_component, looks_like_hub_id
 from .sampling import SamplingOptions, bar_repeats, draw
+from .text import is_content_word
 
 CACHES = ("past_key_values", "cache_params", "state", "mems")  # what models call what they remember of a text
 TEXT_FILES = (".json", ".txt", ".model", ".jinja")  # configuration and tokenizer
@@ -139,6 +140,7 @@ class LanguageModel:
         ends |= {vocabulary.get(mark) for mark in TURN_ENDS}
         self.ends = sorted(end for end in ends if end is not None)
         self._barred = sorted({*tokenizer.all_special_ids} - {*self.ends})
+        self._is_content: torch.Tensor | None = None
         self._few_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     @classmethod
@@ -174,7 +176,12 @@ class LanguageModel:
 
     @torch.inference_mode()
     def stream(
-        self, prompt: Sequence[int], generator: torch.Generator, options: SamplingOptions, read: Sequence[int] = ()
+        self,
+        prompt: Sequence[int],
+        generator: torch.Generator,
+        options: SamplingOptions,
+        told: Sequence[int] = (),
+        shown: Sequence[int] = (),
     ) -> Iterator[str]:
         """What it goes on with, token by token.
 
@@ -182,7 +189,8 @@ class LanguageModel:
             prompt: Ids, at least one.
             generator: On the model's device.
             options: How tokens are drawn, at least and at most how many.
-            read: Ids of text that must not be repeated either.
+            told: Ids of the story so far: `presence_penalty` holds for its words, too.
+            shown: Ids of other text of which, as of `told`, no n-gram is to be repeated.
 
         Yields:
             Pieces of text; an empty one last if it came to an end by itself.
@@ -190,26 +198,40 @@ class LanguageModel:
         device = self.model.device
         ids = torch.tensor([list(prompt)], device=device)  # [1, T]
         written: list[int] = []
-        shown, memory = "", {}
+        text, memory = "", {}
+        penalty = None
         keywords = {"logits_to_keep": 1} if self._few_logits else {}
         for step in range(options.max_new_tokens):
             output = self.model(input_ids=ids, use_cache=True, **memory, **keywords)
             memory = {name: output[name] for name in CACHES if output.get(name) is not None}
             scores = output.logits[:, -1].float()  # [1, V]
+            if penalty is None:
+                weight = options.presence_penalty * self._content(scores.size(-1)).to(device)  # [V]
+                penalty = torch.zeros_like(weight).index_fill(0, torch.tensor(told, device=device).long(), 1) * weight
+            scores -= penalty
             scores[:, self._barred] = -torch.inf
             if step < options.min_new_tokens:
                 scores[:, self.ends] = -torch.inf
-            bar_repeats(scores, torch.tensor([[*read, *written]]), options.no_repeat_ngram_size)
+            bar_repeats(scores, torch.tensor([[*shown, *told, *written]]), options.no_repeat_ngram_size)
             token = draw(scores, generator, options)  # [1]
             if int(token) in self.ends:
                 yield ""
                 return
             written.append(int(token))
+            penalty[token] += weight[token]
             ids = token[:, None] if memory else torch.cat([ids, token[:, None]], 1)
-            text = self.tokenizer.decode(written, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-            if len(text) > len(shown) and not text.endswith("\ufffd"):  # half a character waits for its other half
-                yield text[len(shown) :]
-                shown = text
+            longer = self.tokenizer.decode(written, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            if len(longer) > len(text) and not longer.endswith("\ufffd"):  # half a character waits for its other half
+                yield longer[len(text) :]
+                text = longer
+
+    def _content(self, width: int) -> torch.Tensor:
+        """1 for tokens that are words of content, or begin one, else 0 [V]."""
+        if self._is_content is None:
+            tokens = self.tokenizer.convert_ids_to_tokens(range(len(self.tokenizer)))
+            marks = [float(is_content_word((token or "").strip("Ġ▁ "))) for token in tokens]
+            self._is_content = torch.tensor([*marks, *[0.0] * width][:width])
+        return self._is_content
 
 
 def _check_kind(name: str, folder: Path, safe: dict[str, Any]) -> None:

@@ -129,7 +129,11 @@ class BookshelfWriter:
             passage = self.search(task)[0].text
         except (ModelFolderError, StoryError):  # no bookshelf, or all of it was quoted
             return None
-        return example_page(content_words([passage], EXAMPLE_WORDS), passage)
+        wanted = {base_form(word) for word in task.wish.content}
+        words = sorted(
+            content_words([passage]), key=lambda word: base_form(word) not in wanted
+        )  # those of the photo first
+        return example_page(words[:EXAMPLE_WORDS], passage)
 
     def _scores(self, task: PassageTask) -> dict[str, np.ndarray]:
         """Each score for all passages [N]."""

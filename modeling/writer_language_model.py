@@ -23,6 +23,7 @@ from .writer import PassageTask
 
 MOST_WORDS_BEFORE = 400  # of the story so far that are read again: reading takes time, too
 TOKENS_A_WORD = 3  # more than any language needs: only a bound
+LEAST_TOKENS_A_WORD = 1.3  # of English
 REPEATS = 5  # tokens; so many in a row are not written twice
 
 
@@ -90,18 +91,19 @@ class LanguageModelWriter:
         """
         model, options = self.model, task.options
         answer = Answer(task.wish.before, options.min_new_tokens, options.max_new_tokens, options.max_sentence_tokens)
-        prompt, read = self._prompt(task, model)
+        prompt, told = self._prompt(task, model)
+        shown = model.tokenizer(" ".join(task.captions), add_special_tokens=False)["input_ids"]
         generator = torch.Generator(model.model.device).manual_seed(task.seed)
-        said_all, shown, seconds = False, "", 0.0
+        said_all, seconds = False, 0.0
         started = time.perf_counter()
         try:
-            with closing(model.stream(prompt, generator, _sampling(options), read)) as pieces:
+            with closing(model.stream(prompt, generator, _sampling(options), told, shown)) as pieces:
                 for piece in pieces:
                     said_all = not piece
-                    if answer.add(piece) != shown:
-                        shown = answer.text
+                    before = answer.text
+                    if answer.add(piece) != before:
                         seconds += time.perf_counter() - started
-                        yield Written(shown)
+                        yield Written(answer.text)
                         started = time.perf_counter()
                     if answer.enough:
                         break
@@ -147,7 +149,8 @@ def _sampling(options: StoryOptions) -> SamplingOptions:
         top_k=options.top_k,
         top_p=options.top_p,
         min_p=options.min_p,
+        presence_penalty=options.presence_penalty,
         no_repeat_ngram_size=REPEATS if options.no_repeat_ngram_size else 0,
-        min_new_tokens=options.min_new_tokens,
+        min_new_tokens=int(LEAST_TOKENS_A_WORD * options.min_new_tokens),
         max_new_tokens=TOKENS_A_WORD * (options.max_new_tokens + options.max_sentence_tokens),
     )

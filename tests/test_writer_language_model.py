@@ -15,6 +15,7 @@ from modeling.language_model import LanguageModel, ModelPlace, expected_pace, in
 from modeling.sampling import SamplingOptions, bar_repeats, draw
 from modeling.story_prompt import GENRES, newest, story_prompt, style_in_prompt
 from modeling.story_types import Written
+from modeling.text import is_content_word
 from modeling.visit import Seen, Visit, Wishes
 from modeling.writer_language_model import LanguageModelWriter
 from tests.tiny import save_tiny_pipeline, tiny_pipeline
@@ -79,17 +80,22 @@ def prompts(pipe, monkeypatch) -> list[str]:
 # -- sampling ---------------------------------------------------------------------------------------------------------
 def test_remembering_gives_what_reading_all_again_gives(model):
     """The loop with the model's memory of the text, against drawing from the whole text at every step."""
-    options = SamplingOptions(max_new_tokens=30, no_repeat_ngram_size=3, min_new_tokens=30)
+    options = SamplingOptions(max_new_tokens=30, no_repeat_ngram_size=3, min_new_tokens=30, presence_penalty=2.0)
     prompt = model.tokenizer("A dog runs on the")["input_ids"]
-    text = "".join(model.stream(prompt, torch.Generator().manual_seed(5), options))
+    told, shown = (model.tokenizer(text)["input_ids"] for text in ("machines, other worlds", "A red house."))
+    text = "".join(model.stream(prompt, torch.Generator().manual_seed(5), options, told, shown))
 
     generator, ids = torch.Generator().manual_seed(5), list(prompt)
     barred = [*model.ends, *model._barred]
     for _ in range(30):
         with torch.no_grad():
             scores = model.model(torch.tensor([ids]), use_cache=False).logits[:, -1].float()
+        written = ids[len(prompt) :]
+        for token in range(scores.size(-1)):
+            if is_content_word(model.tokenizer.convert_ids_to_tokens(token).strip("Ġ")):
+                scores[:, token] -= 2.0 * (written.count(token) + (token in told))
         scores[:, barred] = -torch.inf
-        bar_repeats(scores, torch.tensor([ids[len(prompt) :]]), 3)
+        bar_repeats(scores, torch.tensor([[*shown, *told, *written]]), 3)
         ids.append(int(draw(scores, generator, options)))
     assert len(text) > 30 and model.tokenizer.decode(ids[len(prompt) :]).rstrip("\ufffd") == text
 
@@ -193,6 +199,13 @@ def test_styles_in_words():
     assert "wonders" in manner and "dread" in manner and "thickly" in manner
     assert style_in_prompt("aunt  may", 1)[0] == "a book called “aunt may”"
     assert style_in_prompt("romance", 0) == ("a story", "") and "hint" in style_in_prompt("romance", 0.5)[1]
+
+
+def test_captions_that_say_the_same_are_said_once(pipe, monkeypatch):
+    seen = prompts(pipe, monkeypatch)
+    same = ["A brown dog runs on a path.", "A brown dog runs on a road.", "A path.", "Two men with a ball."]
+    pipe.tell(same, writer="tiny", **WISHES)
+    assert "It shows: A brown dog runs on a path. Two men with a ball.\n" in seen[0]
 
 
 def test_the_newest_of_a_story():

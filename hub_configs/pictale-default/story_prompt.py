@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .text import split_sentences
+from .text import content_words, split_sentences
 from .writer import PassageTask
 
-MOST_CAPTIONS = 4
+NEW_WORDS = 2  # of content that another caption must bring: beams often differ in one
 MOST_EXAMPLE_WORDS = 70
 FAINT, THICK = 0.75, 1.4  # strengths below and above which a style is a hint, or laid on
 
@@ -92,7 +92,7 @@ class StoryPrompt:
 def story_prompt(task: PassageTask, before: str, example: tuple[str, str] | None = None) -> StoryPrompt:
     """The request for a passage; `before` is as much of the story so far as the model has room for."""
     kind, traits = style_in_prompt(task.label, task.options.strength)
-    shows = " ".join(dict.fromkeys(task.captions[:MOST_CAPTIONS]))
+    shows = " ".join(_different(task.captions))
     manner = (
         "You are a storyteller. You answer with the story only: plain prose that keeps to what the picture shows, "
         f"without title, comment or formatting.{traits}"
@@ -100,6 +100,17 @@ def story_prompt(task: PassageTask, before: str, example: tuple[str, str] | None
     new = task.new_photo and bool(before)
     example = example or (EVERYDAY if kind == GENRES["everyday"][0] else None)
     return StoryPrompt(manner, kind, "" if new else shows, before, shows if new else "", example)
+
+
+def _different(captions: Sequence[str]) -> list[str]:
+    """The captions that say something else than those before them."""
+    kept, said = [], set()
+    for caption in captions:
+        words = set(content_words([caption]))
+        if not kept or len(words - said) >= NEW_WORDS:
+            kept.append(caption)
+            said |= words
+    return kept
 
 
 def style_in_prompt(label: str, strength: float) -> tuple[str, str]:
