@@ -29,6 +29,7 @@ from .text import is_content_word
 
 CACHES = ("past_key_values", "cache_params", "state", "mems")  # what models call what they remember of a text
 TEXT_FILES = (".json", ".txt", ".model", ".jinja")  # configuration and tokenizer
+OTHER_WORDS = 0.15  # share of the presence penalty for what is no content: else all sentences begin alike
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "</s>", "<|endoftext|>")
 CAUSAL = ("CausalLM", "LMHeadModel", "ConditionalGeneration")  # ends of architectures' names
 BYTES_A_PARAMETER, GGUF_BYTES_A_PARAMETER = 2.0, 0.7  # about, to guess the one from the other
@@ -226,11 +227,11 @@ class LanguageModel:
                 text = longer
 
     def _content(self, width: int) -> torch.Tensor:
-        """1 for tokens that are words of content, or begin one, else 0 [V]."""
+        """1 for tokens that are words of content, or begin one, else `OTHER_WORDS` [V]."""
         if self._is_content is None:
             tokens = self.tokenizer.convert_ids_to_tokens(range(len(self.tokenizer)))
-            marks = [float(is_content_word((token or "").strip("Ġ▁ "))) for token in tokens]
-            self._is_content = torch.tensor([*marks, *[0.0] * width][:width])
+            marks = [1.0 if is_content_word((token or "").strip("Ġ▁ ")) else OTHER_WORDS for token in tokens]
+            self._is_content = torch.tensor([*marks, *[OTHER_WORDS] * width][:width])
         return self._is_content
 
 

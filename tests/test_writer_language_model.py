@@ -92,8 +92,8 @@ def test_remembering_gives_what_reading_all_again_gives(model):
             scores = model.model(torch.tensor([ids]), use_cache=False).logits[:, -1].float()
         written = ids[len(prompt) :]
         for token in range(scores.size(-1)):
-            if is_content_word(model.tokenizer.convert_ids_to_tokens(token).strip("Ġ")):
-                scores[:, token] -= 2.0 * (written.count(token) + (token in told))
+            weight = 2.0 if is_content_word(model.tokenizer.convert_ids_to_tokens(token).strip("Ġ")) else 0.3
+            scores[:, token] -= weight * (written.count(token) + (token in told))
         scores[:, barred] = -torch.inf
         bar_repeats(scores, torch.tensor([[*shown, *told, *written]]), 3)
         ids.append(int(draw(scores, generator, options)))
