@@ -261,9 +261,10 @@ def test_what_cannot_be_measured_is_left_out_and_said(photos):
 
 def test_seeing_otherwise_is_seen_anew(pipe, photos):
     library = genre_texts()
-    systems = {"one caption": {"num_captions": 1}}
-    told = evaluate(pipe, photos, library, Judges(), systems, ["horror"], seed=3, draws=0).stories["one caption"]
-    assert told[1].text == pipe(photos.images[1], style="horror", seed=4, num_captions=1).story
+    systems = {"one caption": {"num_captions": 1}, "written": {"captions": "generate"}, "pictale": {}}
+    stories = evaluate(pipe, photos, library, Judges(), systems, ["horror"], seed=3, draws=0).stories
+    assert stories["one caption"][1].text == pipe(photos.images[1], style="horror", seed=4, num_captions=1).story
+    assert [s.text for s in stories["written"]] == [s.text for s in stories["pictale"]]
 
 
 @pytest.mark.parametrize(

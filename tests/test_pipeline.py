@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -11,10 +12,13 @@ from PIL import Image
 
 from modeling import ImageError, ModelFolderError, PictaleError, StoryOptions, StoryPipeline, StyleError
 from modeling.beam_search import beam_passages
+from modeling.modeling_story_decoder import StoryConditionOutput
+from modeling.reranking import Wish
 from modeling.sampling import SamplingOptions
 from modeling.story_types import _LIMITS
 from modeling.text import clean_text, lyric_lines
 from modeling.words import split_words
+from modeling.writer import PassageTask
 from tests.tiny import BOOK, save_tiny_pipeline, tiny_pipeline
 
 SCORES = {"grounding", "words", "style", "fluency", "repetition", "ending", "length", "thread"}
@@ -106,6 +110,27 @@ def test_style_strength_and_content_matter(pipe):
     assert pipe.tell(captions, style="horror", seed=1).story != plain.story
     assert pipe.tell(captions, style="romance", seed=1, strength=-3).story != plain.story
     assert pipe.tell(captions, style="romance", seed=1, content_words=0).content_words == ()
+
+
+def test_the_picture_fades_from_the_vector_as_its_words_are_told(pipe):
+    """All of what is particular to the photo before any word is told, nothing when all are."""
+    writer, b = pipe.writers["decoder"], pipe.styles["romance"].vector
+    seen = pipe.think(["the old dog was on the beach."]) - pipe._styles["caption"].vector
+    nothing = StoryConditionOutput(torch.zeros(1, 1, 1), torch.zeros(1, 1, 1), torch.ones(1, 1))
+    for fading, before, told, share in (
+        (1.0, "", "", 1.0),
+        (1.0, "", "A dog.", 0.5),
+        (0.5, "", "A dog on the beach.", 0.5),
+        (1.0, "A dog on the beach.", "", 0.0),
+        (0.0, "A dog on the beach.", "The dog.", 1.0),
+    ):
+        wish = Wish(seen, b, ("dog", "beach"), before=before)
+        task = PassageTask(0.5 * seen + b, wish, None, 1, StoryOptions(fading=fading, focus=0.5))
+        decoder = mock.Mock(conditions=mock.Mock(return_value=nothing, style=None), device="cpu")
+        with mock.patch.object(writer, "decoder", decoder):
+            writer._conditions(task, told)
+        thought = decoder.conditions.call_args.kwargs["thought"][0].numpy()
+        np.testing.assert_allclose(thought, share * 0.5 * seen + b, atol=1e-6)
 
 
 def test_the_story_is_made_of_the_winners(pipe):

@@ -194,7 +194,8 @@ class Tellers:
 
     def _one(self, photo: int, style: str, options: Mapping[str, Any] | None) -> Told:
         options = dict(options or {})
-        seen = None if any(name in SEEING for name in options) else self.captions[photo]
+        sees_anew = any(name in SEEING for name in options)
+        seen = options.pop("captions", None) if sees_anew else self.captions[photo]
         seed = (self.seed + photo) % (MAX_SEED + 1)
         start, processor, first = time.perf_counter(), time.process_time(), None
         for story in self.pipe.stream_story(self.images[photo], style, seed, seen, thumbnails=False, **options):

@@ -27,6 +27,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "caption_removal": (0, 2),
     "focus": (0, 10),
     "accent": (-10, 10),
+    "fading": (0, 1),
     "candidates": (1, 256),
     "passages": (1, 100),
     "content_words": (0, 50),
@@ -79,6 +80,8 @@ class StoryOptions:
         beam_width: 0 samples; 1 is greedy search, more is beam search (whole passages, `candidates` then has no
             meaning). 0 is 50 with the recipe `neural-storyteller`.
         temperature, top_k, top_p, min_p: Sampling of words, see `SamplingOptions`.
+        fading: How much of what the vector says of the picture is taken back as its words are told, from 0 to 1 (all of
+            it, once all are), so that the story goes on instead of saying the same again.
         guidance: How far words are drawn away from what a passage about nothing in no style would say; 1: not at all.
             Above it picture and style are told more loudly. Beam search has none.
         presence_penalty, no_repeat_ngram_size: Against saying the same again; the penalty spares function words.
@@ -104,6 +107,7 @@ class StoryOptions:
     caption_removal: float = 1.0
     focus: float = 0.4
     accent: float = 1.0
+    fading: float = 0.0
 
     candidates: int = 12
     choose: str = "sentence"

@@ -129,9 +129,13 @@ class DecoderWriter:
     @torch.no_grad()
     def _conditions(self, task: PassageTask, told: str) -> StoryConditionOutput:
         """Conditions of a batch of one; of the words that `told` has already, only a few are shown again."""
-        words = task.wish.content[: task.options.content_words]
-        done = taken_up(words, content_words([told]))
+        wish, fading = task.wish, task.options.fading
+        words = wish.content[: task.options.content_words]
+        done = taken_up(words, content_words([f"{wish.before} {told}" if fading else told]))
         shown = [word for word in words if word not in done] + done[:BACKGROUND_WORDS]
+        if fading and words:
+            heard = task.options.focus * fading * len(done) / len(words)
+            task = dataclasses.replace(task, thought=(task.thought - heard * wish.seen).astype(np.float32))
         found = self.decoder.conditions(**self._told(task, [*self.known(shown).values()]))
         if task.options.guidance == 1 or task.options.beam_width:
             return found
