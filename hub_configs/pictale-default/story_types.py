@@ -107,9 +107,9 @@ class StoryOptions:
     caption_removal: float = 1.0
     focus: float = 0.4
     accent: float = 1.0
-    fading: float = 0.0
+    fading: float = 0.5
 
-    candidates: int = 12
+    candidates: int = 16
     choose: str = "sentence"
     passages: int = 2
     content_words: int = 6
@@ -131,7 +131,7 @@ class StoryOptions:
     weight_grounding: float = 0.5
     weight_words: float = 0.5
     weight_style: float = 1.0
-    weight_fluency: float = 1.0
+    weight_fluency: float = 1.5
     weight_repetition: float = 6.0
     weight_ending: float = 3.0
     weight_length: float = 3.0
