@@ -46,6 +46,7 @@ def test_tokenizer_survives_saving(tmp_path):
         ("“ come here , ” said she ; “ and sit", "“Come here,” said she; “and sit.”"),
         ("a mother - in - law -- old", "A mother-in-law—old."),
         ("he did n't know", "He did n't know."),
+        ("yes , ma ' am , at five o ' clock , said d ' Artagnan", "Yes, ma'am, at five o'clock, said d'Artagnan."),
         ("don't go , John 's dog ! ...", "Don't go, John's dog!..."),
         ("the the dog dog barked", "The dog barked."),
         ("he had had enough", "He had had enough."),

@@ -63,6 +63,7 @@ def clean_text(text: str) -> str:
     text = _SPACE.sub(" ", text.replace("<unk>", " ")).strip()
     text = re.sub(r"\s*(?:--+|—)\s*", "—", text)
     text = re.sub(r"\s+([,.;:!?)\]”…]|\.\.\.|'(?:s|ll|re|ve|d|m)\b)", r"\1", text)
+    text = re.sub(r"(?<![\w'])(ma|ne|e|o|d|l|th|y)\s'\s(?=\w)", r"\1'", text, flags=re.IGNORECASE)  # ma'am, o'clock
     text = re.sub(r"([(\[“])\s+", r"\1", text)
     text = re.sub(r"(?<=\w)\s*-\s*(?=\w)", "-", text)
     text = re.sub(r"\b(\w+)( \1\b)+", _drop_repeat, text, flags=re.IGNORECASE)
