@@ -20,11 +20,14 @@ from modeling import (
     PictaleCaptionerConfig,
     PictaleCaptionerForConditionalGeneration,
     PictaleImageProcessor,
+    PictaleJointEmbedding,
+    PictaleJointEmbeddingConfig,
     PictaleSkipThoughtsConfig,
     PictaleSkipThoughtsEncoder,
     PictaleStoryDecoderConfig,
     PictaleStoryDecoderForConditionalGeneration,
 )
+from modeling.fingerprints import backbone_fingerprint
 from modeling.tokenization import BOS_ID, PAD_ID, UNK_ID, build_word_tokenizer
 
 from .export_weights import export_weights
@@ -78,18 +81,46 @@ decoder = AutoModelForSeq2SeqLM.from_pretrained("hub_configs/tiny-story-decoder"
 tokenizer = AutoTokenizer.from_pretrained("hub_configs/tiny-story-decoder")
 ids = decoder.generate(torch.zeros(1, decoder.config.thought_size), max_new_tokens=20)
 print(tokenizer.decode(ids[0]))""",
+    "tiny-joint-embedding": """from PIL import Image
+from transformers import AutoImageProcessor, AutoModel, AutoModelForImageTextToText
+
+eyes = "hub_configs/tiny-captioner"
+captioner = AutoModelForImageTextToText.from_pretrained(eyes, trust_remote_code=True)
+pixels = AutoImageProcessor.from_pretrained(eyes, trust_remote_code=True)(Image.open("photo.jpg"), return_tensors="pt")
+model = AutoModel.from_pretrained("hub_configs/tiny-joint-embedding", trust_remote_code=True).look_through(captioner)
+print(model.similarity(model.embed_images(pixel_values=pixels.pixel_values), model.embed_texts(["A dog runs."])))""",
 }
 ABOUT = {
     "tiny-captioner": ("The captioner", "image-to-text", "image-captioning", "captioner-flickr8k"),
     "tiny-skip-thoughts": ("The sentence encoder", "feature-extraction", "skip-thoughts", "skip-thoughts-books"),
     "tiny-story-decoder": ("The story decoder", "text-generation", "story-generation", "story-decoder-books"),
+    "tiny-joint-embedding": (
+        "The joint embedding of photographs and sentences",
+        "feature-extraction",
+        "image-text-retrieval",
+        "joint-embedding-flickr8k",
+    ),
 }
 
 
-def make(name: str, settings: dict, words: int, encoder_size: int) -> torch.nn.Module:
-    """An untrained model; wider weights than training starts from, so that its input matters."""
+def make(name: str, settings: dict, words: int, encoder_size: int, root: Path) -> torch.nn.Module:
+    """An untrained model; wider weights than training starts from, so that its input matters.
+
+    The joint embedding looks through the tiny captioner below `root`.
+    """
+    eyes = None
+    if name == "tiny-joint-embedding":
+        eyes = PictaleCaptionerForConditionalGeneration.from_pretrained(root / "tiny-captioner")
     torch.manual_seed(0)
     settings = {"vocab_size": words, **settings}
+    if eyes is not None:
+        backbone = eyes.encoder.backbone
+        settings |= {
+            "feature_size": backbone.channels,
+            "backbone": eyes.config.backbone,
+            "backbone_fingerprint": backbone_fingerprint(backbone, eyes.config),
+        }
+        return PictaleJointEmbedding(PictaleJointEmbeddingConfig(**settings))
     if name == "tiny-skip-thoughts":
         return PictaleSkipThoughtsEncoder(PictaleSkipThoughtsConfig(**settings, initializer_range=0.5))
     if name == "tiny-story-decoder":
@@ -112,7 +143,7 @@ def build(root: Path) -> list[Path]:
     tokenizer = build_word_tokenizer([" ".join(WORDS)])
     folders = []
     for name, settings in sizes.items():
-        model = make(name, settings, len(tokenizer), sizes["tiny-skip-thoughts"]["hidden_size"])
+        model = make(name, settings, len(tokenizer), sizes["tiny-skip-thoughts"]["hidden_size"], root)
         with tempfile.TemporaryDirectory() as place:
             model.save_pretrained(place)
             tokenizer.save_pretrained(place)
