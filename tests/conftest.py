@@ -44,9 +44,12 @@ def smollm2():
     return LanguageModel.load(ModelPlace.of(str(package_folder(FLUENCY_JUDGE))))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator:
-    """A headless Chromium, or a skip with the reason."""
+    """A headless Chromium, or a skip with the reason.
+
+    Of a module, not the session: while it is open an event loop runs in this thread, and `asyncio.run` is refused.
+    """
     from tests.serving import chromium, chromium_program
 
     pytest.importorskip("playwright", reason="playwright is not installed")

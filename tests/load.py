@@ -17,7 +17,8 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,6 +108,12 @@ async def visit(client: httpx.AsyncClient, visitor: int, length: str) -> Waits:
     return Waits(captioned - start, first - captioned, end - captioned, end - start, len(story.split()))
 
 
+def run(work: Coroutine[Any, Any, Any]) -> Any:
+    """What `work` comes to, in a thread of its own: this one may have an event loop already, as playwright's has."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, work).result()
+
+
 async def crowd(url: str, visitors: int, length: str) -> tuple[list[Waits], list[str]]:
     """All visitors at once: the waits of those who got a story, and what happened to the others."""
 
@@ -156,16 +163,16 @@ def measure(url: str, visitors: int, length: str, pid: int | None = None, rest: 
         `failures`, sentences; `seconds`, median and worst of each of `Waits`; `words_a_second` of all stories;
         `memory` in MiB, where there is a process to look at.
     """
-    _, failed = asyncio.run(crowd(url, 1, "Short"))
+    _, failed = run(crowd(url, 1, "Short"))
     if failed:
         return {"visitors": visitors, "failures": failed}
     report: dict[str, Any] = {"visitors": visitors, "length": length, "load_average": os.getloadavg()[0]}
     if pid is None:
-        waits, failures = asyncio.run(crowd(url, visitors, length))
+        waits, failures = run(crowd(url, visitors, length))
     else:
         with Memory(pid) as memory:
             before = memory.now()
-            waits, failures = asyncio.run(crowd(url, visitors, length))
+            waits, failures = run(crowd(url, visitors, length))
             time.sleep(rest)
         report["memory"] = {"before": before, "peak": memory.peak, "after": memory.now()}
     report["failures"] = failures

@@ -26,7 +26,7 @@ def test_a_story_by_the_endpoint(browser, example_photos, monkeypatch):
         page.get_by_label("Horror").check()
         page.get_by_role("button", name="More wishes").click()
         page.get_by_label("tale, a language model elsewhere: captions and story are sent there").check()
-        chat.story, chat.pause = f"**Title**\n\nDog # ran and {HOSTILE} barked at all of us.", 0.02
+        chat.story, chat.pause = f"**Title**\n\nDog # ran and {HOSTILE} barked at all of us.", 0.2
         page.get_by_role("button", name="Tell me a story").click()
         half = wait_for_story(page, "Dog 1 ran")
         text = end_of_story(page)

@@ -30,6 +30,8 @@ def cases():
 def test_a_snippet_runs(code, example_photos, tmp_path, monkeypatch, capsys):
     (tmp_path / "hub_configs").symlink_to(REPOSITORY / "hub_configs")
     (tmp_path / "photo.jpg").write_bytes(example_photos[0].read_bytes())
+    (tmp_path / "holiday").mkdir()
+    (tmp_path / "holiday" / "photo.jpg").write_bytes(example_photos[0].read_bytes())
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "snippet", "exec"), {"__name__": "snippet"})
     assert "print(" not in code or capsys.readouterr().out.strip()

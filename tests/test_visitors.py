@@ -1,6 +1,5 @@
 """Many visitors: the queue, who leaves early, what is refused, what is thrown away, and the script that measures it."""
 
-import asyncio
 import io
 import os
 import sys
@@ -61,7 +60,7 @@ def test_a_full_queue_is_said_and_captions_do_not_wait_for_stories(page, pipelin
         until(lambda: pipeline.written)
         others = [joined(client, photo) for _ in range(3)]
         assert [answer.status_code for answer in (first, *others)] == [200, 200, 200, 503]
-        _, failures = asyncio.run(load.crowd(url, 1, "Short"))
+        _, failures = load.run(load.crowd(url, 1, "Short"))
         assert failures == ["visitor 0: the queue is full"]
         for answer in others[:2]:  # they leave
             with client.stream("GET", f"gradio_api/call/tell/{answer.json()['event_id']}"):
@@ -84,7 +83,7 @@ def test_a_full_queue_is_said_on_the_page(browser, page, pipeline, example_photo
         waiting = joined(client, photo)
         assert (first.status_code, waiting.status_code) == (200, 200)
         tab.get_by_role("button", name="Tell me a story").click()
-        tab.get_by_text("currently busy. Please try again").wait_for()
+        tab.get_by_text("currently busy. Please try again").first.wait_for()
         until(lambda: not len(page._queue) and not any(page._queue.active_jobs))
         assert "word39" in tell(tab, example_photos[0])
 
