@@ -164,6 +164,10 @@ def test_a_decoder_that_learns_to_be_told_styles_begins_as_it_was():
     torch.testing.assert_close(styled(**told, style=torch.randn(3, 24)).logits, known(**told).logits)
     styled(labels=ids, **told, style=torch.randn(3, 24)).loss.backward()
     assert styled.conditions.style.widen.weight.grad.abs().sum() > 0
+    with pytest.raises(RecipeError, match="told styles already"):
+        train_story_decoder.for_styles(styled, 5)
+    moved = train_story_decoder.for_new_encoder(styled, 40)  # whose styles are other vectors
+    assert moved.config.style_size == 0 and moved.conditions.style is None
 
 
 def test_a_training_passage_is_told_the_style_of_its_genre_or_of_the_text_around_it():

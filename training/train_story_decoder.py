@@ -298,10 +298,11 @@ def for_new_encoder(
 
     Their weights are zero: it begins as a decoder that goes by the content words alone, which is what it knows.
     """
-    config = PictaleStoryDecoderConfig.from_dict(model.config.to_dict() | {"thought_size": thought_size})
+    changed = {"thought_size": thought_size, "style_size": 0}  # its styles were vectors of the other encoder too
+    config = PictaleStoryDecoderConfig.from_dict(model.config.to_dict() | changed)
     copy = PictaleStoryDecoderForConditionalGeneration(config)
     copy.generation_config = model.generation_config
-    weights = model.state_dict()
+    weights = {name: w for name, w in model.state_dict().items() if not name.startswith("conditions.style.")}
     name = "conditions.projection.weight"  # [C, 2 D + E], of the thoughts and of the content words
     of_words = weights.pop(name)[:, 2 * model.config.thought_size :]
     copy.load_state_dict(weights | {name: copy.get_parameter(name)})
@@ -313,7 +314,13 @@ def for_new_encoder(
 def for_styles(
     model: PictaleStoryDecoderForConditionalGeneration, style_size: int
 ) -> PictaleStoryDecoderForConditionalGeneration:
-    """A copy of `model` that can be told styles, and writes as before until it has learned what they mean."""
+    """A copy of `model` that can be told styles, and writes as before until it has learned what they mean.
+
+    Raises:
+        RecipeError: it is told styles already, and would forget them.
+    """
+    if model.config.style_size:
+        raise RecipeError(f"The decoder {model.name_or_path} is told styles already: leave new_style out.")
     config = PictaleStoryDecoderConfig.from_dict(model.config.to_dict() | {"style_size": style_size})
     copy = PictaleStoryDecoderForConditionalGeneration(config)
     copy.generation_config = model.generation_config
@@ -340,12 +347,11 @@ def run(recipe: StoryRecipe, resume: bool = False, evaluate_only: bool = False) 
 
     torch.manual_seed(recipe.training.seed)
     model = new_decoder(recipe, len(tokenizer), encoder.config.hidden_size)
-    surroundings = None
-    if model.conditions.style is not None:
-        surroundings = Surroundings(corpus, vectors)
-        if recipe.new_style or not recipe.initial:
-            model.conditions.style.measure(torch.from_numpy(genre_means(corpus, vectors)))
+    is_styled = model.conditions.style is not None
+    surroundings = Surroundings(corpus, vectors) if is_styled and not evaluate_only else None
     passages = Passages(corpus, store, vectors, data, tokenizer, surroundings)
+    if is_styled and (recipe.new_style or not recipe.initial):
+        model.conditions.style.measure(torch.from_numpy(passages.means))
     batches = PassageBatches(passages, corpus.runs(held_out=False), data.batch_tokens, recipe.training.seed)
     held = Passages(corpus, store, vectors, data, tokenizer)
     held.cut(corpus.runs(held_out=True), seed=1)
