@@ -84,7 +84,7 @@ def make_examples(captions, views=2, **options):
     split = CaptionSplit("test", [b""] * count, [str(i) for i in range(count)], captions)
     features = np.zeros((count, views, 4, 3), np.float16)
     features[:, 1:] = 1
-    cache = FeatureCache(None, features, np.array([True] * count))
+    cache = FeatureCache(None, features, np.array([True] * count), views=views)
     return CaptionExamples([split], [cache], build_tokenizer([split], 1), **options)
 
 

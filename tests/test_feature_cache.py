@@ -21,6 +21,7 @@ from modeling.image_processing_captioner import PictaleImageProcessor
 from modeling.modeling_captioner import PictaleCaptionerForConditionalGeneration
 from training import feature_cache
 from training.feature_cache import decode_image, open_cache, readable_size, weights_fingerprint
+from training.photo_sources import AugmentOptions
 
 OPTIONS = {"width": 0.25, "depth": 0.3, "head_channels": 24}
 
@@ -88,6 +89,29 @@ def test_content_is_the_encoders_and_the_mirror_is_the_mirrored_picture(tmp_path
     torch.testing.assert_close(cache.get(5).float(), straight, atol=2e-3, rtol=2e-3)
     torch.testing.assert_close(cache.get(5, 1).float(), mirrored, atol=2e-3, rtol=2e-3)
     assert not torch.allclose(straight, mirrored, atol=1e-2)
+
+
+def test_copies_are_changed_photographs_and_every_second_one_is_mirrored(tmp_path, encoder, processor, images):
+    augment = AugmentOptions(crop=0.6, colour=0.2, cached=3)
+    cache = open_cache(encoder, processor, images, tmp_path, batch_size=3, augment=augment)
+    plain = open_cache(encoder, processor, images, tmp_path, batch_size=3)
+    assert cache.features.shape == (7, 5, 4, 24) and cache.views == 2
+    np.testing.assert_allclose(cache.features[:, :2], plain.features, atol=2e-3)
+    for number, mirrored in enumerate((False, True, False)):
+        copy = augment(decode_image(images[5]), np.random.default_rng((5, number)))
+        pixels = processor(copy, return_tensors="pt").pixel_values
+        with torch.inference_mode():
+            expected = encoder.extract(pixels.flip(-1) if mirrored else pixels)[0]
+        torch.testing.assert_close(torch.tensor(cache.features[5, 2 + number]).float(), expected, atol=2e-3, rtol=2e-3)
+        assert not np.allclose(cache.features[5, 2 + number], plain.features[5, int(mirrored)], atol=1e-2)
+
+    def drawn(view):
+        rng = np.random.default_rng(0)
+        tensors = [cache.get(5, view, rng).numpy() for _ in range(60)]
+        return {next(v for v in range(5) if np.array_equal(cache.features[5, v], tensor)) for tensor in tensors}
+
+    assert drawn(0) == {0, 2, 4} and drawn(1) == {1, 3}
+    assert np.array_equal(cache.get(5), plain.get(5)) and np.array_equal(cache.get_many([5])[0], plain.get(5))
 
 
 def test_second_opening_computes_nothing(tmp_path, encoder, processor, images):

@@ -159,6 +159,8 @@ def test_source_follows_what_learns(tmp_path):
     assert kind(trainable_stages=2) == "stage_features"
     assert kind() == "pixel_values"
     assert kind(AugmentOptions(crop=0.8), trainable_stages=2) == "pixel_values"
+    assert kind(AugmentOptions(crop=0.8, cached=1), trainable_stages=2) == "stage_features"
+    assert kind(AugmentOptions(crop=0.8, cached=1), freeze_backbone=True) == "region_features"
 
 
 def test_a_backbone_that_is_no_chain_reads_photographs(tmp_path, monkeypatch):
@@ -195,6 +197,8 @@ def test_augmentation_is_decided_by_the_seed_and_stays_mild():
     assert np.array_equal(AugmentOptions()(image, np.random.default_rng(0)), image)
     with pytest.raises(RecipeError, match="crop above 0"):
         AugmentOptions(crop=0)
+    with pytest.raises(RecipeError, match="cached copies from 0"):
+        AugmentOptions(cached=-1)
 
 
 def test_photographs_are_what_the_processor_makes_and_their_mirror():
@@ -238,7 +242,7 @@ def load(folder):
 
 
 PARTS = {
-    "cached stage": {"model.trainable_stages": 2},
+    "cached stage": {"model.trainable_stages": 2, "data.augment": {"crop": 0.7, "cached": 2}},
     "photographs": {"data.augment": {"crop": 0.8, "colour": 0.2}, "data.workers": 1, "model.train_batch_norm": True},
 }
 

@@ -92,7 +92,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(place, tmp_path):
 
 def test_means_kept_of_a_cache_train_as_the_regions_do(place, tmp_path):
     features = np.random.default_rng(0).random((5, 2, 4, 64)).astype(np.float16)
-    cache = FeatureCache(tmp_path, features, np.ones(5, bool))
+    cache = FeatureCache(tmp_path, features, np.ones(5, bool), views=2)
     means = MeanFeatures(cache, block=2)
     model = PictaleJointEmbedding(PictaleJointEmbeddingConfig(64, image_pooling="mean", vocab_size=9)).eval()
     np.testing.assert_allclose(

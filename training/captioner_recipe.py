@@ -41,7 +41,7 @@ class CaptionDataOptions:
         vocabulary, vocabulary_size: "words" or "bpe", and the most entries, see `build_tokenizer`.
         min_count: a word seen less often is unknown.
         max_words: longer captions are not trained on.
-        augment: crop and recolour the training photographs; they are then decoded in every epoch.
+        augment: crop and recolour the training photographs, see `training.photo_sources.AugmentOptions`.
         workers: processes that decode photographs while the model trains, where no features are cached.
         captions_per_image: captions of a photograph in one batch.
         batch_size: photographs in a batch of one process.

@@ -7,8 +7,9 @@ It holds
     state.npy      uint8 [images]: 0 to do, 1 done, 2 broken
     key.json       what the fingerprint was made of, for people
 State follows the features to disk every few seconds, so a killed run goes on where it stopped. View 0 is the
-photograph, view 1 its mirror image. Of several processes that open one cache, the first to lock it computes and the
-others wait; the lock is the operating system's, so it goes with a process that is killed.
+photograph, view 1 its mirror image; cropped and recoloured copies follow, every second one mirrored. Of several
+processes that open one cache, the first to lock it computes and the others wait; the lock is the operating system's, so
+it goes with a process that is killed.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -39,6 +41,9 @@ from modeling.images import load_image
 
 from .caption_sources import image_names, say_skipped
 
+if TYPE_CHECKING:
+    from .photo_sources import AugmentOptions
+
 TO_DO, DONE, BROKEN = 0, 1, 2
 FORMAT_VERSION = 2
 SAVE_SECONDS = 2.0  # at most so much work is lost in a kill
@@ -48,29 +53,30 @@ PRECISIONS = ("fp32", "bf16")
 
 @dataclass(frozen=True)
 class FeatureCache:
-    """An opened cache: `features` float16 [images, views, P, F] on disk, `usable` bool [images].
+    """An opened cache: `features` float16 [images, views and copies, P, F] on disk, `usable` bool [images].
 
-    `kind` is the captioner's argument that the features are for; `stage_features` are [images, views, C, h, w].
+    `kind` is the captioner's argument that the features are for; `stage_features` are [images, views, C, h, w]. `views`
+    is 2 where there are mirror images.
     """
 
     folder: Path
     features: np.ndarray
     usable: np.ndarray
     kind: str = "region_features"
+    views: int = 1
 
     def __len__(self) -> int:
         return len(self.usable)
 
-    @property
-    def views(self) -> int:
-        return self.features.shape[1]
-
     def get(self, row: int, view: int = 0, rng: np.random.Generator | None = None) -> torch.Tensor:
-        """Features [P, F] of one photograph, float16; nothing about them is random."""
+        """Features [P, F] of one photograph, float16, mirrored if `view` is 1; `rng` draws among its copies."""
+        kept = range(view, self.features.shape[1], self.views)
+        if rng is not None and len(kept) > 1:
+            view = kept[int(rng.integers(len(kept)))]
         return torch.from_numpy(np.array(self.features[row, view]))
 
     def get_many(self, rows: Sequence[int]) -> torch.Tensor:
-        """Region features [B, P, F] of the unmirrored photographs, float16."""
+        """Region features [B, P, F] of the photographs as they are, float16."""
         return torch.from_numpy(self.features[list(rows), 0])
 
 
@@ -109,6 +115,7 @@ def open_cache(
     label: str = "photographs",
     kind: str = "region_features",
     precision: str = "fp32",
+    augment: AugmentOptions | None = None,
 ) -> FeatureCache:
     """Open the cache of `images`, computing whatever is still missing.
 
@@ -122,6 +129,7 @@ def open_cache(
         kind: which argument of the captioner the features are for.
         precision: "fp32", or "bf16" to compute under autocast, which takes half the time where the hardware has it and
             moves the features of EfficientNet-Lite by 7 % of their norm.
+        augment: makes `augment.cached` changed copies of each photograph, which are kept beside its views.
 
     Raises:
         DataError: no image can be read, the disk is too small, or the folder cannot be written.
@@ -136,13 +144,16 @@ def open_cache(
         "count": len(images),
         "views": views,
     } | ({} if precision == "fp32" else {"precision": precision})
+    if augment is not None:
+        key["augment"] = asdict(augment)
     folder = Path(root).expanduser() / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]
     state = _read_state(folder)
     if state is None or (state == TO_DO).any():
         with _locked(folder, label), _evaluating(encoder):
             if _read_state(folder) is None:
-                _create(folder, key, _feature_shape(encoder, processor), len(images), views, label)
-            _fill(encoder, processor, images, folder, batch_size, label, precision)
+                kept = views + (augment.cached if augment else 0)
+                _create(folder, key, _feature_shape(encoder, processor), len(images), kept, label)
+            _fill(encoder, processor, images, folder, batch_size, label, precision, views, augment)
         state = _read_state(folder)
     broken = int((state == BROKEN).sum())
     if broken:
@@ -150,7 +161,7 @@ def open_cache(
         say_skipped(f"{label}: {{}} of {len(images)} images cannot be read", names)
     if broken == len(images):
         raise DataError(f"{label}: none of the {len(images)} images can be read.")
-    return FeatureCache(folder, np.load(folder / "features.npy", mmap_mode="r"), state == DONE, kind)
+    return FeatureCache(folder, np.load(folder / "features.npy", mmap_mode="r"), state == DONE, kind, views)
 
 
 def _read_state(folder: Path) -> np.ndarray | None:
@@ -213,7 +224,9 @@ def _create(folder: Path, key: dict, shape: tuple[int, ...], count: int, views: 
     free = shutil.disk_usage(folder.parent).free
     sizes = f"{readable_size(needed)} in {folder.parent}, where {readable_size(free)} are free"
     if needed + count > free:
-        raise DataError(f"The features of {label} take {sizes}: choose another data.cache_dir, or data.mirror false.")
+        raise DataError(
+            f"The features of {label} take {sizes}: choose another data.cache_dir, fewer copies, or data.mirror false."
+        )
     print(f"{label}: features of {count} photographs, {views} of each, take {sizes}.", file=sys.stderr)
     folder.mkdir()
     np.lib.format.open_memmap(
@@ -229,15 +242,30 @@ def _create(folder: Path, key: dict, shape: tuple[int, ...], count: int, views: 
 
 
 def _batches(
-    images: Sequence[bytes | None], rows: np.ndarray, processor, batch_size: int
-) -> Iterator[tuple[np.ndarray, list[int], torch.Tensor | None]]:
-    """Rows of a batch, those that can be read and their pixels [B, 3, H, W]; decoded in threads, batches ahead."""
+    images: Sequence[bytes | None],
+    rows: np.ndarray,
+    processor,
+    batch_size: int,
+    views: int,
+    augment: AugmentOptions | None,
+) -> Iterator[tuple[np.ndarray, list[int], list[torch.Tensor]]]:
+    """Rows of a batch, those that can be read and the pixels [B, 3, H, W] of each view and copy of them, none if none
+    can be read; decoded in threads, batches ahead."""
 
-    def prepare(batch: np.ndarray) -> tuple[np.ndarray, list[int], torch.Tensor | None]:
+    def copy(image: Image.Image, row: int, number: int) -> Image.Image:
+        return augment(image, np.random.default_rng((row, number)))  # the same after a kill
+
+    def prepare(batch: np.ndarray) -> tuple[np.ndarray, list[int], list[torch.Tensor]]:
         decoded = {int(row): decode_image(images[int(row)]) for row in batch}
         good = {row: image for row, image in decoded.items() if image is not None}
-        pixels = processor(list(good.values()), return_tensors="pt").pixel_values if good else None
-        return batch, list(good), pixels
+        if not good:
+            return batch, [], []
+        pixels = processor(list(good.values()), return_tensors="pt").pixel_values
+        seen = [pixels, pixels.flip(-1)][:views]
+        for number in range(augment.cached if augment else 0):
+            copies = processor([copy(image, row, number) for row, image in good.items()], return_tensors="pt")
+            seen.append(copies.pixel_values.flip(-1) if len(seen) % views else copies.pixel_values)
+        return batch, list(good), seen
 
     with ThreadPoolExecutor(READERS) as pool:
         waiting: deque = deque()
@@ -250,7 +278,17 @@ def _batches(
 
 
 @torch.inference_mode()
-def _fill(encoder, processor, images, folder: Path, batch_size: int, label: str, precision: str) -> None:
+def _fill(
+    encoder,
+    processor,
+    images,
+    folder: Path,
+    batch_size: int,
+    label: str,
+    precision: str,
+    views: int,
+    augment: AugmentOptions | None,
+) -> None:
     """Compute what the state on disk says is still to do, batch by batch."""
     features = np.lib.format.open_memmap(folder / "features.npy", mode="r+")
     saved = np.lib.format.open_memmap(folder / "state.npy", mode="r+")
@@ -271,10 +309,10 @@ def _fill(encoder, processor, images, folder: Path, batch_size: int, label: str,
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
     bar = tqdm(total=len(rows), desc=f"features of {label}", unit="image", mininterval=2, file=sys.stderr)
     try:
-        for batch, good, pixels in _batches(images, rows, processor, batch_size):
-            for view in range(features.shape[1] if good else 0):
+        for batch, good, pixels in _batches(images, rows, processor, batch_size, views, augment):
+            for view, picture in enumerate(pixels):
                 with autocast:
-                    seen = encoder.extract((pixels if view == 0 else pixels.flip(-1)).to(device))
+                    seen = encoder.extract(picture.to(device))
                 features[good, view] = seen.to(torch.float16).cpu().numpy()
             state[batch] = BROKEN
             state[good] = DONE

@@ -10,7 +10,8 @@ A source has
 
     the backbone is frozen                        cached region features: no convolution in a training step
     its last stages learn (`trainable_stages`)    cached output of the last frozen stage: only the stages that learn run
-    all of it learns, or `augment` is given       the photographs themselves
+    all of it learns, or `augment` is given and   the photographs themselves
+    `augment.cached` is 0
 The second needs a backbone that is a plain chain of its stages; another one reads photographs too.
 """
 
@@ -43,14 +44,20 @@ class AugmentOptions:
         crop: smallest share of the area that a random crop keeps; its shape is between 3:4 and 4:3 of the photograph's.
             1 keeps all of it. A caption may tell of what was cut off, so keep most.
         colour: brightness, contrast and saturation are each scaled by a factor from 1 - colour to 1 + colour.
+        cached: of a frozen backbone, features of so many changed copies of each photograph are computed once and drawn
+            from beside its own, which costs a training step nothing. 0 changes and looks at the photographs anew in
+            every epoch.
     """
 
     crop: float = 1.0
     colour: float = 0.0
+    cached: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 < self.crop <= 1 or not 0 <= self.colour < 1:
-            raise RecipeError("data.augment takes a crop above 0 and up to 1, and a colour from 0 to below 1.")
+        if not 0 < self.crop <= 1 or not 0 <= self.colour < 1 or self.cached < 0:
+            raise RecipeError(
+                "data.augment takes a crop above 0 and up to 1, a colour from 0 to below 1, and cached copies from 0."
+            )
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         """A changed copy of `image`, decided by `rng` alone."""
@@ -186,11 +193,12 @@ def open_source(
         augment: None for evaluation or for no augmentation.
         precision: of cached features, see `open_cache`.
     """
-    more = {"views": views, "label": label, "precision": precision}
-    if augment is None and encoder.frozen:
+    cached = augment is None or augment.cached > 0
+    more = {"views": views, "label": label, "precision": precision, "augment": augment}
+    if cached and encoder.frozen:
         return open_cache(encoder, processor, images, cache_dir, **more)
     frozen = encoder._stages[0]
-    if augment is None and frozen and is_chain(encoder.backbone, processor.size["height"]):
+    if cached and frozen and is_chain(encoder.backbone, processor.size["height"]):
         stages = FrozenStages(encoder)
         return open_cache(stages, processor, images, cache_dir, kind="stage_features", **more)
     return Photographs(images, processor, views, augment, label)
