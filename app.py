@@ -360,16 +360,17 @@ class Page(PageEvents, PagePrograms):
             photo, file, book = gr.Image(type="filepath"), gr.File(), gr.File()
             style, kept_style, name = gr.Textbox(STYLES[0]), gr.Textbox(None), gr.Textbox("mine")
             seed, strength = gr.Number(None, precision=0), gr.Number(1.0)
-            length, short, way = gr.Textbox("Medium"), gr.Textbox("Short"), gr.Textbox("generate")
+            length, short = gr.Textbox("Medium"), gr.Textbox("Short")
+            way, writer = gr.Textbox("generate"), gr.Textbox("decoder")
             # of text, because clients of MCP find the type of gr.JSON none; an object is taken too
             story, sentence, text = gr.Textbox(), gr.Textbox(None), gr.Textbox(None)
             result, self.style_output, button = gr.JSON(), gr.File(), gr.Button()
             offers = [
                 (self.caption_photo, [photo, way], result, "caption", SEEING),
-                (self.tell_story, [photo, style, seed, strength, length, file, way], result, "tell", STORIES),
+                (self.tell_story, [photo, style, seed, strength, length, file, way, writer], result, "tell", STORIES),
                 (
                     self.continue_story,
-                    [story, photo, sentence, kept_style, seed, strength, short, file, way],
+                    [story, photo, sentence, kept_style, seed, strength, short, file, way, writer],
                     result,
                     "continue_story",
                     STORIES,

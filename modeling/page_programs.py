@@ -75,6 +75,7 @@ class PagePrograms:
         length: str = "Medium",
         style_file: dict | None = None,
         captions: str = "generate",
+        writer: str = "decoder",
     ) -> Iterator[dict]:
         """Tell a story about a photo in the style of a kind of book.
 
@@ -89,9 +90,11 @@ class PagePrograms:
             length: Short, Medium or Long.
             style_file: A style of your own, as made from a text; its name can then be used in `style`.
             captions: What the story goes by: generate (written for this photo), retrieve (remembered), or both.
+            writer: decoder; bookshelf, which quotes a real book; or another one that the server has.
         """
         with errors_for_programs():
-            own, wishes = self._own(style_file), Wishes(style, seed=seed, strength=strength, length=length)
+            wishes = Wishes(style, seed=seed, strength=strength, length=length, writer=writer)
+            own = self._own(style_file)
             seen = self.look(photo, captions)
             yield from self._steps(Visit().tell(self.get(), wishes, seen, own))
 
@@ -106,6 +109,7 @@ class PagePrograms:
         length: str = "Short",
         style_file: dict | None = None,
         captions: str = "generate",
+        writer: str = "decoder",
     ) -> Iterator[dict]:
         """Continue a story: with another photo, with a sentence of your own, or with neither.
 
@@ -121,12 +125,13 @@ class PagePrograms:
             length: Short, Medium or Long.
             style_file: A style of your own, as made from a text; its name can then be used in `style`.
             captions: What the photo's part goes by: generate (written for it), retrieve (remembered), or both.
+            writer: decoder; bookshelf, which quotes a real book; or another one that the server has.
         """
         with errors_for_programs():
             visit = Visit().load(story if isinstance(story, str) else json.dumps(story))
             last = next((p.style for p in reversed(visit.story.passages) if p.style), "everyday")
             own = self._own(style_file)
-            wishes = Wishes(style or last, seed=seed, strength=strength, length=length)
+            wishes = Wishes(style or last, seed=seed, strength=strength, length=length, writer=writer)
             seen = None if photo is None else self.look(photo, captions)
             yield from self._steps(visit.go_on(self.get(), wishes, seen, sentence, own))
 

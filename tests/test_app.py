@@ -48,7 +48,7 @@ def test_what_is_public(client):
     endpoints = client.view_api(return_format="dict")["named_endpoints"]
     assert set(endpoints) == {"/caption", "/tell", "/continue_story", "/make_style", "/predict"}
     names = [parameter["parameter_name"] for parameter in endpoints["/tell"]["parameters"]]
-    assert names == ["photo", "style", "seed", "strength", "length", "style_file", "captions"]
+    assert names == ["photo", "style", "seed", "strength", "length", "style_file", "captions", "writer"]
 
 
 def test_caption(client, pipeline, example_photos):
@@ -104,6 +104,11 @@ def test_wishes_of_a_program(client, example_photos, pipeline):
     assert (pipeline.calls[-1]["options"].strength, pipeline.calls[-1]["options"].passages) == (1.5, 4)
     assert "Short, Medium, Long" in refusal(client, photo, length="Endless")
     assert "strength" in refusal(client, photo, strength=99)
+    assert "no writer 'org/model'" in refusal(client, photo, writer="org/model")  # nothing is downloaded for a visitor
+    told = client.predict(photo, writer="bookshelf", api_name="/tell")
+    assert pipeline.calls[-1]["options"].writer == "bookshelf"
+    client.predict(told["record"], writer="bookshelf", api_name="/continue_story")
+    assert pipeline.calls[-1]["options"].writer == "bookshelf"
 
 
 def test_continue_story(client, example_photos, pipeline):
