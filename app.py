@@ -7,7 +7,7 @@ API" at the foot of the page) in `modeling/page_programs.py`.
 """
 
 import functools
-import importlib
+import importlib.util
 import logging
 import os
 import random
@@ -399,13 +399,8 @@ def serve(page: gr.Blocks, **settings) -> str:
 def has_mcp() -> bool:
     """Whether the endpoints are to be tools of an MCP server too: if "gradio[mcp]" is installed and GRADIO_MCP_SERVER
     does not say no."""
-    if os.environ.get("GRADIO_MCP_SERVER", "true").lower() != "true":
-        return False
-    try:
-        importlib.import_module("gradio.mcp")
-    except ImportError:
-        return False
-    return True
+    wanted = os.environ.get("GRADIO_MCP_SERVER", "true").lower() == "true"
+    return wanted and importlib.util.find_spec("mcp") is not None
 
 
 if __name__ == "__main__":

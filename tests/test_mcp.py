@@ -17,7 +17,7 @@ TOOLS = ["caption_photo", "continue_story", "predict", "style_from_text", "tell_
 
 
 def test_without_the_extra_the_page_does_without(monkeypatch):
-    monkeypatch.setitem(sys.modules, "gradio.mcp", None)  # as if what it imports were missing
+    monkeypatch.setitem(sys.modules, "mcp", None)  # as if it were not installed
     assert not app.has_mcp()
     with served(app.Page(FakePipeline).blocks, mcp_server=app.has_mcp()) as url:
         assert "/tell" in Client(url, verbose=False).view_api(return_format="dict")["named_endpoints"]
