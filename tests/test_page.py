@@ -347,7 +347,7 @@ def test_strange_seed_gives_a_sentence(page, example_photos):
 
 def test_text_is_never_html(browser, tmp_path, example_photos):
     """Captions, stories, sentences, styles, seeds and file names are letters, whatever they look like."""
-    pipeline = FakePipeline(words=1, names=(HOSTILE, "b", "c"))
+    pipeline = FakePipeline(words=1, pause=0.3, names=(HOSTILE, "b", "c"))
     pipeline.styles |= {HOSTILE: fake_style(HOSTILE)}
     with served(app.Page(lambda: pipeline).blocks) as url, visit(browser, url) as page:
         upload(page, example_photos[0])

@@ -12,7 +12,7 @@ WAYS = "What the story goes by"
 
 
 def test_a_story_goes_by_what_is_remembered(browser, example_photos):
-    pipeline = FakePipeline(words=3)
+    pipeline = FakePipeline(words=3, pause=0.2)
     with served(app.Page(lambda: pipeline).blocks) as url, visit(browser, url) as page:
         captions = page.locator("#captions")
         page.get_by_role("button", name="More wishes").click()
@@ -41,7 +41,7 @@ def test_a_story_goes_by_what_is_remembered(browser, example_photos):
 
 
 def test_without_a_memory_there_is_no_choice(browser, example_photos):
-    pipeline = FakePipeline(words=3)
+    pipeline = FakePipeline(words=3, pause=0.2)
     pipeline.can_retrieve = False
     with served(app.Page(lambda: pipeline).blocks) as url, visit(browser, url) as page:
         page.get_by_role("button", name="More wishes").click()
