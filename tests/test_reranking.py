@@ -10,7 +10,7 @@ from modeling.reranking import SMALL, Proposal, Ranking, Wish, weighted_sums
 from tests.tiny import tiny_encoder, tiny_styles, tiny_tokenizer
 
 VOCABULARY = tiny_tokenizer().get_vocab()
-AGAINST = ("repetition", "thread")
+AGAINST = ("repetition", "echo", "thread")
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +82,13 @@ def test_passages_are_scored_as_they_would_be(rank, encoder):
     whole = scores(rank(), "A cat sleeps. The old lady said.")[0]
     for name in ("grounding", "style", "words"):
         assert second[name] == pytest.approx(whole[name], abs=1e-5)
+
+
+def test_echo_counts_words_that_were_told_before_in_any_form(rank):
+    ranking = rank(before="The dogs ran.")
+    texts = ("A dog sleeps.", "The house, the red house.", "She said so.", "Dogs and dogs run.")
+    rows = scores(ranking, *texts)
+    assert [row["echo"] for row in rows] == pytest.approx([1 / 2, 1 / 3, 0, 1])
 
 
 def test_repetition_counts_what_was_told_before_or_twice(rank):

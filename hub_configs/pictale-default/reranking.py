@@ -9,13 +9,14 @@ passage as it would be with the candidate, x the captions' vector, c the mean of
     fluency     mean log-probability of the candidate's words, at most 0
     repetition  share of its word trigrams, and of its word pairs with a content word, that the story or the candidate
                 itself had before (the mean of both), 0..1
+    echo        share of its content words that the story or the candidate had before, in any inflected form, 0..1
     ending      1 if it ends as a sentence does, 0 if it was cut off
     length      1 for 8 to 30 words a sentence, falling to 0 at no words and at 60
     thread      how often it breaks the thread of the story: new names, a sex that nobody has (`Cast.breaks`), 0..
 
 The first four are brought to mean 0 and deviation 1 over the candidates of a choice, so that their weights mean the
 same for every model (a deviation below the one in `SMALL` counts as that, for differences too small to matter). The
-sum is grounding + words + style + fluency - repetition + ending + length - thread, each times its weight.
+sum is grounding + words + style + fluency - repetition - echo + ending + length - thread, each times its weight.
 
 The novels' styles lie within a cosine of 0.98 of each other as seen from c, so cos(v - c, b - c), the obvious measure,
 tells prose from captions and hardly one genre from another. Over 840 passages of seven genres (of the books that the
@@ -36,12 +37,12 @@ from .modeling_skip_thoughts import PictaleSkipThoughtsEncoder
 from .story_thread import Cast
 from .story_types import Candidate, StoryOptions
 from .text import content_words, is_content_word, split_sentences
-from .word_forms import taken_up
+from .word_forms import base_form, taken_up
 from .words import split_words
 
 SMALL = {"grounding": 0.02, "words": 0.05, "style": 0.01, "fluency": 0.1}
 STYLE_SHARPNESS = 3.0
-_AGAINST = ("repetition", "thread")
+_AGAINST = ("repetition", "echo", "thread")
 _SENTENCE_WORDS = (8, 30, 60)
 
 
@@ -119,6 +120,7 @@ class Ranking:
         thoughts = np.stack([total / count for total, count in self._sums])  # [N, D]
         before = f"{self.wish.before} {self.text}"
         cast, told = Cast.of(self.wish.given, before, self.vocabulary), set(_ngrams(before))
+        said = set(_content(before))
         rows = [
             {
                 "grounding": _cosine(thought - self.base, self.wish.seen),
@@ -126,6 +128,7 @@ class Ranking:
                 "style": self._style(thought),
                 "fluency": proposal.log_prob,
                 "repetition": _repetition(proposal.text, told),
+                "echo": _echo(proposal.text, said),
                 "ending": float(proposal.finished),
                 "length": _length(proposal.text, len(group)),
                 "thread": float(cast.breaks(proposal.text, self.vocabulary)),
@@ -184,6 +187,16 @@ def _repetition(text: str, told: set[tuple[str, ...]]) -> float:
         ngrams = [ngram for ngram in _ngrams(text) if len(ngram) == size]
         shares.append(1 - len(set(ngrams) - told) / len(ngrams) if ngrams else 0.0)
     return sum(shares) / len(shares)
+
+
+def _content(text: str) -> list[str]:
+    """Base forms of the content words, in order."""
+    return [base_form(word) for word in _words(text) if is_content_word(word)]
+
+
+def _echo(text: str, said: set[str]) -> float:
+    words = _content(text)
+    return 1 - len(set(words) - said) / len(words) if words else 0.0
 
 
 def _length(text: str, sentences: int) -> float:
