@@ -19,16 +19,19 @@ from typing import TYPE_CHECKING
 # Visitors' threads share few cores: torch's own threads must not spin while they wait. Read when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import gradio as gr
+from modeling.quick_imports import quick_imports
 
-from modeling import PictaleError, load_image
-from modeling.book_text import BOOK_SUFFIXES
-from modeling.page_events import EMPTY_STORY, MAX_UPLOAD_BYTES, PageEvents
-from modeling.page_looks import CSS, SPINES, theme
-from modeling.page_programs import PagePrograms
-from modeling.story import MAX_TEXT
-from modeling.story_html import style_in_words
-from modeling.visit import LENGTHS, Visit
+with quick_imports():
+    import gradio as gr
+
+    from modeling import PictaleError, load_image
+    from modeling.book_text import BOOK_SUFFIXES
+    from modeling.page_events import EMPTY_STORY, MAX_UPLOAD_BYTES, PageEvents
+    from modeling.page_looks import CSS, SPINES, theme
+    from modeling.page_programs import PagePrograms
+    from modeling.story import MAX_TEXT
+    from modeling.story_html import style_in_words
+    from modeling.visit import LENGTHS, Visit
 
 if TYPE_CHECKING:
     from modeling import StoryPipeline

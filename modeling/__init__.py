@@ -10,6 +10,8 @@ name that is used. From then on its Auto classes know the models of this package
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .quick_imports import quick_imports
+
 if TYPE_CHECKING:  # what editors and type checkers read; a test holds it against the table below
     from .auto_classes import register_auto_classes, register_pipelines
     from .caption_bank import CaptionBank
@@ -86,11 +88,12 @@ def __getattr__(name: str) -> Any:
     """Import what is asked for (PEP 562)."""
     if name not in _MODULE_OF:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    module = import_module(f".{_MODULE_OF[name]}", __name__)
-    if _MODULE_OF[name].startswith(_KNOWN_TO_AUTO):
-        import_module(".auto_classes", __name__).register_auto_classes()
-    if name in ("ImageCaptioningPipeline", "ImageToStoryPipeline"):
-        import_module(".auto_classes", __name__).register_pipelines()
+    with quick_imports():
+        module = import_module(f".{_MODULE_OF[name]}", __name__)
+        if _MODULE_OF[name].startswith(_KNOWN_TO_AUTO):
+            import_module(".auto_classes", __name__).register_auto_classes()
+        if name in ("ImageCaptioningPipeline", "ImageToStoryPipeline"):
+            import_module(".auto_classes", __name__).register_pipelines()
     value = globals()[name] = getattr(module, name)
     return value
 

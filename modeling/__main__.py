@@ -30,8 +30,8 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+from . import StoryPipeline
 from .errors import ImageError, PictaleError, StoryError
-from .pipeline_story import StoryPipeline
 from .story import Story
 from .story_types import MAX_SEED, Caption, Source, check_seed
 from .styles import Style

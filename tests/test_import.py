@@ -1,6 +1,7 @@
 """`import modeling` is quick, and whatever it names is there when it is used."""
 
 import ast
+import gc
 import json
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import sys
 import pytest
 
 import modeling
+from modeling.quick_imports import quick_imports
 from tests.conftest import REPOSITORY
 
 
@@ -27,6 +29,19 @@ def test_the_page_is_built_without_the_models_libraries():
     """torch and transformers take longer to import than gradio: the page is up first, they come in the background."""
     program = "import sys, app; app.Page(); print(sorted({'torch', 'transformers'} & set(sys.modules)))"
     assert in_a_new_process(program) == "[]"
+
+
+def test_no_garbage_is_collected_while_libraries_are_imported():
+    gc.enable()
+    with pytest.raises(ZeroDivisionError), quick_imports():
+        assert not gc.isenabled()
+        raise ZeroDivisionError
+    assert gc.isenabled()
+    gc.disable()
+    with quick_imports():
+        pass
+    assert not gc.isenabled()  # who does without goes on doing without
+    gc.enable()
 
 
 def test_type_checkers_are_told_what_is_there():
