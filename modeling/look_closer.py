@@ -32,6 +32,7 @@ SCORES = {
     "fluency": "how well its words follow each other",
     "repetition": "how many of its turns of phrase were said before (counts against it)",
     "echo": "how many of its words were said before (counts against it)",
+    "speech": "whether somebody speaks in it (counts against it)",
     "ending": "whether it ends as a sentence does",
     "length": "whether it is neither short nor long",
     "thread": "how often it brings in somebody new or changes a “he” to a “she” (counts against it)",

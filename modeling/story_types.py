@@ -88,8 +88,9 @@ class StoryOptions:
         min_new_tokens, max_new_tokens: Length of a passage in words and marks.
         max_sentence_tokens: Length of a sentence, where sentences are chosen.
         lyrics: Break the story at commas and sentence ends, a line each.
-        weight_grounding, weight_words, weight_style, weight_fluency, weight_repetition, weight_echo, weight_ending,
-        weight_length, weight_thread: How much each of the scores of `Candidate` counts when the best is chosen.
+        weight_grounding, weight_words, weight_style, weight_fluency, weight_repetition, weight_echo, weight_speech,
+        weight_ending, weight_length, weight_thread: How much each of the scores of `Candidate` counts when the best is
+            chosen.
 
     Raises:
         PictaleError: a value of the wrong kind or out of range, in one sentence.
@@ -109,7 +110,7 @@ class StoryOptions:
     accent: float = 1.0
     fading: float = 0.5
 
-    candidates: int = 16
+    candidates: int = 20
     choose: str = "sentence"
     passages: int = 2
     content_words: int = 6
@@ -134,6 +135,7 @@ class StoryOptions:
     weight_fluency: float = 1.5
     weight_repetition: float = 6.0
     weight_echo: float = 4.0
+    weight_speech: float = 2.0
     weight_ending: float = 3.0
     weight_length: float = 3.0
     weight_thread: float = 4.0

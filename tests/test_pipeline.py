@@ -21,7 +21,7 @@ from modeling.words import split_words
 from modeling.writer import PassageTask
 from tests.tiny import BOOK, save_tiny_pipeline, tiny_pipeline
 
-SCORES = {"grounding", "words", "style", "fluency", "repetition", "echo", "ending", "length", "thread"}
+SCORES = {"grounding", "words", "style", "fluency", "repetition", "echo", "speech", "ending", "length", "thread"}
 
 
 def photo(seed: int) -> Image.Image:

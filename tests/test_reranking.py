@@ -10,7 +10,7 @@ from modeling.reranking import SMALL, Proposal, Ranking, Wish, weighted_sums
 from tests.tiny import tiny_encoder, tiny_styles, tiny_tokenizer
 
 VOCABULARY = tiny_tokenizer().get_vocab()
-AGAINST = ("repetition", "echo", "thread")
+AGAINST = ("repetition", "echo", "speech", "thread")
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +89,10 @@ def test_echo_counts_words_that_were_told_before_in_any_form(rank):
     texts = ("A dog sleeps.", "The house, the red house.", "She said so.", "Dogs and dogs run.")
     rows = scores(ranking, *texts)
     assert [row["echo"] for row in rows] == pytest.approx([1 / 2, 1 / 3, 0, 1])
+
+
+def test_speech_is_what_stands_in_quotation_marks(rank):
+    assert [row["speech"] for row in scores(rank(), "“A dog,” she said.", "A dog slept.")] == [1, 0]
 
 
 def test_repetition_counts_what_was_told_before_or_twice(rank):

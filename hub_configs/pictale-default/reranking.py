@@ -10,13 +10,15 @@ passage as it would be with the candidate, x the captions' vector, c the mean of
     repetition  share of its word trigrams, and of its word pairs with a content word, that the story or the candidate
                 itself had before (the mean of both), 0..1
     echo        share of its content words that the story or the candidate had before, in any inflected form, 0..1
+    speech      1 if somebody speaks in it, else 0: what is said aloud tells less of a picture, and makes less sense
     ending      1 if it ends as a sentence does, 0 if it was cut off
     length      1 for 8 to 30 words a sentence, falling to 0 at no words and at 60
     thread      how often it breaks the thread of the story: new names, a sex that nobody has (`Cast.breaks`), 0..
 
 The first four are brought to mean 0 and deviation 1 over the candidates of a choice, so that their weights mean the
 same for every model (a deviation below the one in `SMALL` counts as that, for differences too small to matter). The
-sum is grounding + words + style + fluency - repetition - echo + ending + length - thread, each times its weight.
+sum is grounding + words + style + fluency - repetition - echo - speech + ending + length - thread, each times
+its weight.
 
 The novels' styles lie within a cosine of 0.98 of each other as seen from c, so cos(v - c, b - c), the obvious measure,
 tells prose from captions and hardly one genre from another. Over 840 passages of seven genres (of the books that the
@@ -42,7 +44,7 @@ from .words import split_words
 
 SMALL = {"grounding": 0.02, "words": 0.05, "style": 0.01, "fluency": 0.1}
 STYLE_SHARPNESS = 3.0
-_AGAINST = ("repetition", "echo", "thread")
+_AGAINST = ("repetition", "echo", "speech", "thread")
 _SENTENCE_WORDS = (8, 30, 60)
 
 
@@ -129,6 +131,7 @@ class Ranking:
                 "fluency": proposal.log_prob,
                 "repetition": _repetition(proposal.text, told),
                 "echo": _echo(proposal.text, said),
+                "speech": float("“" in proposal.text),
                 "ending": float(proposal.finished),
                 "length": _length(proposal.text, len(group)),
                 "thread": float(cast.breaks(proposal.text, self.vocabulary)),
