@@ -1,4 +1,4 @@
-.PHONY: help quality code style test smoke lower-bounds
+.PHONY: help quality code style test smoke screenshots lower-bounds
 
 PYTHON ?= python
 
@@ -21,6 +21,9 @@ test:  ## Run every test that this machine can run
 
 smoke:  ## Open the page in a headless browser, give it a photo, wait for the story
 	$(PYTHON) -m tests.smoke
+
+screenshots:  ## Make the pictures of the page that README shows
+	$(PYTHON) -m tests.screenshots
 
 LOWER ?= .venv-lower
 CORE = $(addprefix tests/test_,import.py captioner.py story_decoder.py skip_thoughts.py pipeline.py loop.py \
