@@ -9,8 +9,8 @@ from contextlib import contextmanager
 def quick_imports() -> Iterator[None]:
     """Collect no garbage meanwhile.
 
-    gradio, torch and transformers make a million objects that stay. The collector looks through them again and again
-    as they grow more, which is an eighth of the time that their imports take.
+    gradio, torch and transformers make very many objects that stay. The collector looks through them again and again as
+    they grow more: without it their imports took 11 to 14 % less processor time.
     """
     was_enabled = gc.isenabled()
     gc.disable()

@@ -32,16 +32,17 @@ def test_the_page_is_built_without_the_models_libraries():
 
 
 def test_no_garbage_is_collected_while_libraries_are_imported():
-    gc.enable()
     with pytest.raises(ZeroDivisionError), quick_imports():
         assert not gc.isenabled()
         raise ZeroDivisionError
     assert gc.isenabled()
     gc.disable()
-    with quick_imports():
-        pass
-    assert not gc.isenabled()  # who does without goes on doing without
-    gc.enable()
+    try:
+        with quick_imports():
+            pass
+        assert not gc.isenabled()  # who does without goes on doing without
+    finally:
+        gc.enable()
 
 
 def test_type_checkers_are_told_what_is_there():
