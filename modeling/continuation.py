@@ -13,6 +13,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL.Image import Image
 
 from .errors import ImageError, StoryError
 from .images import load_image
@@ -130,8 +131,13 @@ class StoryContinuation:
         step = Step()
         if sentence is not None:
             step = Step(passages=(Passage(check_sentence(sentence), "user"),))
+        view = None
         if photo is not None:
-            step = Step((self._look(photo, captions, chosen, thumbnails),), step.passages)
+            image = load_image(photo)
+            seen = self._look(image, _name_of(photo), captions, chosen, thumbnails)
+            step = Step((seen,), step.passages)
+            if all(caption.words for caption in seen.captions):  # a person's own sentences know better than a look
+                view = self.views([image], chosen)[0]
         if photo is not None or sentence is not None:
             yield story.add(step)
         elif not story.passages:
@@ -165,17 +171,21 @@ class StoryContinuation:
             label=label,
             captions=[caption.text for caption in so_far.photos[-1].captions] if so_far.photos else [],
             new_photo=photo is not None,
+            view=view,
         )
         yield from _growing(story, step, empty, parts)
 
     # -- what a step is made of --------------------------------------------------------------------------------------
     def _look(
-        self, photo: Any, captions: Sequence[Caption | str] | None, options: StoryOptions, thumbnail: bool
+        self,
+        image: Image,
+        name: str,
+        captions: Sequence[Caption | str] | None,
+        options: StoryOptions,
+        thumbnail: bool,
     ) -> StoryPhoto:
-        image = load_image(photo)
         if captions is None:
             captions = self.see([image], options)[0]
-        name = PurePath(fspath(photo)).name if isinstance(photo, (str, PathLike)) else ""
         return StoryPhoto.of(image, as_captions(captions), name, thumbnail)
 
     def _material(
@@ -207,6 +217,10 @@ class StoryContinuation:
         carried = carried_words(texts, list(known), limit)
         carried = carried[: max(limit - len(fresh), limit // 3)]
         return x, [*fresh[: limit - len(carried)], *carried]
+
+
+def _name_of(photo: Any) -> str:
+    return PurePath(fspath(photo)).name if isinstance(photo, (str, PathLike)) else ""
 
 
 def _given_captions(

@@ -27,9 +27,11 @@ NOTHING = (
 NEARNESS = "What it remembers, and how near that is to the photo (1: the same)"
 SCORES = {
     "grounding": "how much it is about this photo and no other",
+    "picture": "how near the story so far is to the photo itself, beyond the captions",
     "words": "how many of the words from the photo it takes up",
     "style": "how much it sounds like the style and no other",
     "fluency": "how well its words follow each other",
+    "natural": "how much it reads as if a person wrote it",
     "repetition": "how many of its turns of phrase were said before (counts against it)",
     "echo": "how many of its words were said before (counts against it)",
     "speech": "whether somebody speaks in it (counts against it)",

@@ -49,8 +49,14 @@ class PictaleStoryteller(PreTrainedModel):
             options: `style`, `seed`, and the fields of `StoryOptions`.
         """
         counts = {name: options.get(name) for name in ("num_captions", "caption_beams")}
-        captions = self.pipe.caption_pixels(pixel_values, counts["num_captions"], counts["caption_beams"])
-        return [self.pipe.tell(c, **options) for c in captions]
+        pixels = pixel_values.to(self.captioner.device, self.captioner.dtype)
+        with torch.no_grad():
+            regions = self.captioner.encoder.extract(pixels)
+        captions = self.pipe.caption_regions(regions, counts["num_captions"], counts["caption_beams"])
+        views = [None] * len(captions)
+        if self.pipe.embedding is not None:
+            views = self.pipe.embedding.embed_images(regions)
+        return [self.pipe.tell(c, view=view, **options) for c, view in zip(captions, views, strict=True)]
 
 
 PictaleStoryteller.register_for_auto_class("AutoModel")

@@ -4,9 +4,13 @@ A candidate is a sentence (or a whole passage) that could go on from the passage
 passage as it would be with the candidate, x the captions' vector, c the mean of captions, b the style:
 
     grounding   cos(v - b, x - c): what is particular to this passage against what is particular to this photo, -1..1
+    picture     cosine of the photo and the passage in the joint embedding (the mean of its sentences), which sees what
+                the captions do not say; 0 where there is no photo, or nothing that reads both
     words       share of the wanted content words that the passage would have, in any inflected form, 0..1
     style       softmax over all styles of 3 cos(v - m, b_k - m), at b; m the mean of all styles, 0..1
     fluency     mean log-probability of the candidate's words, at most 0
+    natural     log-odds that a person wrote its sentences and not the decoder (`modeling.naturalness`), their mean; 0
+                where nothing was learned of that
     repetition  share of its word trigrams, and of its word pairs with a content word, that the story or the candidate
                 itself had before (the mean of both), 0..1
     echo        share of its content words that the story or the candidate had before, in any inflected form, 0..1
@@ -15,10 +19,10 @@ passage as it would be with the candidate, x the captions' vector, c the mean of
     length      1 for 8 to 30 words a sentence, falling to 0 at no words and at 60
     thread      how often it breaks the thread of the story: new names, a sex that nobody has (`Cast.breaks`), 0..
 
-The first four are brought to mean 0 and deviation 1 over the candidates of a choice, so that their weights mean the
+The first six are brought to mean 0 and deviation 1 over the candidates of a choice, so that their weights mean the
 same for every model (a deviation below the one in `SMALL` counts as that, for differences too small to matter). The
-sum is grounding + words + style + fluency - repetition - echo - speech + ending + length - thread, each times
-its weight.
+sum is grounding + picture + words + style + fluency + natural - repetition - echo - speech + ending + length - thread,
+each times its weight.
 
 The novels' styles lie within a cosine of 0.98 of each other as seen from c, so cos(v - c, b - c), the obvious measure,
 tells prose from captions and hardly one genre from another. Over 840 passages of seven genres (of the books that the
@@ -30,19 +34,20 @@ Shapes: N candidates, S styles, D thought width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from .modeling_skip_thoughts import PictaleSkipThoughtsEncoder
+from .naturalness import Naturalness
 from .story_thread import Cast
 from .story_types import Candidate, StoryOptions
 from .text import content_words, is_content_word, split_sentences
 from .word_forms import base_form, taken_up
 from .words import split_words
 
-SMALL = {"grounding": 0.02, "words": 0.05, "style": 0.01, "fluency": 0.1}
+SMALL = {"grounding": 0.02, "picture": 0.02, "words": 0.05, "style": 0.01, "fluency": 0.1, "natural": 0.1}
 STYLE_SHARPNESS = 3.0
 _AGAINST = ("repetition", "echo", "speech", "thread")
 _SENTENCE_WORDS = (8, 30, 60)
@@ -67,6 +72,7 @@ class Wish:
         content: Words it should take up.
         given: Captions and sentences of the user's, which it must agree with.
         before: The story so far, which it should go on from and not repeat.
+        view: Vector of the photo in the joint space [E]; None ranks without it.
     """
 
     seen: np.ndarray
@@ -74,6 +80,7 @@ class Wish:
     content: tuple[str, ...] = ()
     given: tuple[str, ...] = ()
     before: str = ""
+    view: np.ndarray | None = None
 
 
 class Ranking:
@@ -86,6 +93,8 @@ class Ranking:
         vocabulary: Words of the decoder, by rank.
         wish: What the passage should be like.
         options: Weights.
+        natural: What tells people's sentences from the decoder's; None ranks without.
+        read: Puts sentences into the joint space of the wish's view [N, E]; None ranks without the photo.
     """
 
     def __init__(
@@ -96,14 +105,21 @@ class Ranking:
         vocabulary: Mapping[str, int],
         wish: Wish,
         options: StoryOptions,
+        natural: Naturalness | None = None,
+        read: Callable[[Sequence[str]], np.ndarray] | None = None,
     ) -> None:
+        self.natural, self.read = natural, read
         self.encoder, self.vocabulary, self.wish, self.options = encoder, vocabulary, wish, options
         self.base = caption_mean if wish.style is None else wish.style
         self.middle = styles.mean(0)
         self.targets = self._targets(styles)  # the style itself first
         self.text = ""
         self.sum, self.count = np.zeros_like(self.middle), 0
-        self._sums: list[tuple[np.ndarray, int]] = []
+        self.shown = np.zeros_like(wish.view) if self._sees() else np.zeros(0)  # sum of the sentences, joint space
+        self._sums: list[tuple[np.ndarray, int, np.ndarray]] = []
+
+    def _sees(self) -> bool:
+        return self.read is not None and self.wish.view is not None and self.options.weight_picture != 0
 
     def _targets(self, styles: np.ndarray) -> np.ndarray:
         if self.wish.style is None:
@@ -114,36 +130,42 @@ class Ranking:
     def score(self, proposals: Sequence[Proposal]) -> list[Candidate]:
         """A candidate for each proposal, in their order."""
         sentences = [split_sentences(p.text) or [p.text] for p in proposals]
-        vectors = self.encoder.encode([s for group in sentences for s in group])
-        self._sums, start = [], 0
-        for group in sentences:
-            self._sums.append((self.sum + vectors[start : start + len(group)].sum(0), self.count + len(group)))
-            start += len(group)
-        thoughts = np.stack([total / count for total, count in self._sums])  # [N, D]
+        flat = [sentence for group in sentences for sentence in group]
+        vectors = self.encoder.encode(flat)
+        odds = np.zeros(len(flat)) if self.natural is None else self.natural(vectors)
+        shown = self.read(flat) if self._sees() else np.zeros((len(flat), 0))
+        ends = np.cumsum([len(group) for group in sentences])
+        parts = [slice(end - len(group), end) for end, group in zip(ends, sentences, strict=True)]
+        self._sums = [
+            (self.sum + vectors[p].sum(0), self.count + p.stop - p.start, self.shown + shown[p].sum(0)) for p in parts
+        ]
+        thoughts = np.stack([total / count for total, count, _ in self._sums])  # [N, D]
         before = f"{self.wish.before} {self.text}"
         cast, told = Cast.of(self.wish.given, before, self.vocabulary), set(_ngrams(before))
         said = set(_content(before))
         rows = [
             {
                 "grounding": _cosine(thought - self.base, self.wish.seen),
+                "picture": _cosine(now, self.wish.view) if self._sees() else 0.0,
                 "words": self._recall(proposal.text),
                 "style": self._style(thought),
                 "fluency": proposal.log_prob,
+                "natural": float(odds[part].mean()),
                 "repetition": _repetition(proposal.text, told),
                 "echo": _echo(proposal.text, said),
                 "speech": float("“" in proposal.text),
                 "ending": float(proposal.finished),
-                "length": _length(proposal.text, len(group)),
+                "length": _length(proposal.text, part.stop - part.start),
                 "thread": float(cast.breaks(proposal.text, self.vocabulary)),
             }
-            for proposal, thought, group in zip(proposals, thoughts, sentences, strict=True)
+            for proposal, thought, part, (_, _, now) in zip(proposals, thoughts, parts, self._sums, strict=True)
         ]
         totals = weighted_sums(rows, self.options)
         return [Candidate(p.text, t, row) for p, t, row in zip(proposals, totals, rows, strict=True)]
 
     def keep(self, index: int, text: str) -> None:
         """The candidate at `index` was chosen, and the passage now reads `text`."""
-        (self.sum, self.count), self.text = self._sums[index], text
+        (self.sum, self.count, self.shown), self.text = self._sums[index], text
 
     def _recall(self, text: str) -> float:
         wanted = self.wish.content

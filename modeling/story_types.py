@@ -88,9 +88,9 @@ class StoryOptions:
         min_new_tokens, max_new_tokens: Length of a passage in words and marks.
         max_sentence_tokens: Length of a sentence, where sentences are chosen.
         lyrics: Break the story at commas and sentence ends, a line each.
-        weight_grounding, weight_words, weight_style, weight_fluency, weight_repetition, weight_echo, weight_speech,
-        weight_ending, weight_length, weight_thread: How much each of the scores of `Candidate` counts when the best is
-            chosen.
+        weight_grounding, weight_picture, weight_words, weight_style, weight_fluency, weight_natural, weight_repetition,
+        weight_echo, weight_speech, weight_ending, weight_length, weight_thread: How much each of the scores of
+            `Candidate` counts when the best is chosen.
 
     Raises:
         PictaleError: a value of the wrong kind or out of range, in one sentence.
@@ -130,9 +130,11 @@ class StoryOptions:
     lyrics: bool = False
 
     weight_grounding: float = 0.5
+    weight_picture: float = 1.5
     weight_words: float = 0.5
     weight_style: float = 1.0
     weight_fluency: float = 1.5
+    weight_natural: float = 2.0
     weight_repetition: float = 6.0
     weight_echo: float = 4.0
     weight_speech: float = 2.0
@@ -218,8 +220,8 @@ class Candidate:
     Args:
         text: Cleaned text.
         score: What it was ranked by: the weighted sum of its scores, comparable among candidates of one choice only.
-        scores: Its parts, see `modeling.reranking`: `grounding`, `words`, `style`, `fluency`, `repetition`, `ending`,
-            `length`, `thread`; a writer may have others.
+        scores: Its parts, see `modeling.reranking`: `grounding`, `picture`, `words`, `style`, `fluency`
+            and so on; a writer may have others.
         source: Where it stands, if it is a quotation.
     """
 

@@ -9,7 +9,7 @@ reader see the first sentence while the second is being written.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,11 +50,7 @@ class DecoderWriter:
         self.vocabulary: dict[str, int] = tokenizer.get_vocab()
         words = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
         self._content_mask = torch.tensor([float(is_content_word(w)) for w in words], device=decoder.device)
-        self._marks = SentenceMarks(
-            tuple(self.vocabulary[mark] for mark in STOPS if mark in self.vocabulary),
-            self.vocabulary.get("“", -1),
-            self.vocabulary.get("”", -1),
-        )
+        self._marks = sentence_marks(self.vocabulary)
 
     def prepare(self) -> None:
         """Nothing: the models are there."""
@@ -187,6 +183,12 @@ class DecoderWriter:
                 closing = 2 if text[ends + 1 : ends + 3] == " ”" else 0
                 text = text[: ends + 1 + closing]
         return clean_text(text)
+
+
+def sentence_marks(vocabulary: Mapping[str, int]) -> SentenceMarks:
+    """The marks by which sentences end, for a decoder with this vocabulary."""
+    stops = tuple(vocabulary[mark] for mark in STOPS if mark in vocabulary)
+    return SentenceMarks(stops, vocabulary.get("“", -1), vocabulary.get("”", -1))
 
 
 def _sampling(options: StoryOptions) -> SamplingOptions:

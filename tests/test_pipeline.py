@@ -21,7 +21,20 @@ from modeling.words import split_words
 from modeling.writer import PassageTask
 from tests.tiny import BOOK, save_tiny_pipeline, tiny_pipeline
 
-SCORES = {"grounding", "words", "style", "fluency", "repetition", "echo", "speech", "ending", "length", "thread"}
+SCORES = {
+    "grounding",
+    "picture",
+    "words",
+    "style",
+    "fluency",
+    "natural",
+    "repetition",
+    "echo",
+    "speech",
+    "ending",
+    "length",
+    "thread",
+}
 
 
 def photo(seed: int) -> Image.Image:

@@ -23,6 +23,8 @@ from modeling.__main__ import main
 from modeling.errors import TextError
 from modeling.fingerprints import backbone_fingerprint
 from modeling.photo_search import PhotoIndex
+from modeling.reranking import Proposal, Wish
+from modeling.text import split_sentences
 from tests.tiny import save_tiny_pipeline, tiny_captioner, tiny_embedding, tiny_pipeline
 from training.tiny_photos import COLOURS, SHAPES, draw
 
@@ -207,6 +209,65 @@ def test_an_embedding_of_another_captioner_only_takes_retrieval_away(photos, tmp
 
 
 # -- search ------------------------------------------------------------------------------------------------------------
+# -- stories are chosen by the photo itself --------------------------------------------------------------------------
+def pictures(result):
+    return [candidate.scores["picture"] for choice in result.choices for candidate in choice]
+
+
+def test_candidates_are_compared_with_the_photo(pipe, photos):
+    result = pipe(photos[0], style="romance", seed=1)
+    (view,) = pipe.views(photos[0])
+    texts = [candidate.text for candidate in result.candidates]
+    for text, candidate in zip(texts, result.candidates, strict=True):
+        mean = pipe.embedding.embed_texts(split_sentences(text) or [text]).mean(0)
+        assert candidate.scores["picture"] == pytest.approx(float(mean @ view / np.linalg.norm(mean)), abs=1e-4)
+    assert len(set(pictures(result))) > 1
+
+
+def test_the_first_passage_is_the_passage_so_far(pipe, photos):
+    """The score of a later sentence is that of all sentences until then."""
+    (view,) = pipe.views(photos[0])
+    wish = Wish(np.ones(24, np.float32), view=view)
+    ranking = pipe._ranking(wish, StoryOptions())
+    ranking.score([Proposal("A dog sleeps.", -1.0, True), Proposal("A red house.", -1.0, True)])
+    ranking.keep(1, "A red house.")
+    (second,) = ranking.score([Proposal("The old lady said no.", -1.0, True)])
+    (whole,) = pipe._ranking(wish, StoryOptions()).score([Proposal("A red house. The old lady said no.", -1.0, True)])
+    assert second.scores["picture"] == pytest.approx(whole.scores["picture"], abs=1e-5)
+
+
+def test_the_weight_of_the_picture_brings_the_story_nearer_to_it(pipe, photos):
+    def nearness(weight):
+        results = [pipe(photos, style="horror", seed=s, weight_picture=weight, candidates=8) for s in range(4)]
+        best = [choice[0].scores["picture"] for pair in results for r in pair for choice in r.choices]
+        return np.mean(best)
+
+    assert nearness(50.0) > nearness(1e-6) > nearness(-50.0)
+
+
+def test_a_call_a_story_and_captions_with_a_view_tell_the_same(pipe, photos):
+    story = pipe(photos[0], style="romance", seed=3)
+    assert story.story == pipe.tell(story.captions, "romance", 3, pipe.views(photos[0])[0]).story
+    begun = pipe.start_story(photos[0], "romance", 3)
+    assert begun.text == story.story and begun.passages[0].scores["picture"] != 0
+    file = io.BytesIO(draw("red", "circle"))  # which can be read only once
+    assert pipe.start_story(file, "romance", 3).text == story.story
+
+
+def test_a_story_without_a_look_at_the_photo(pipe, photos):
+    captions = pipe.caption(photos[0])[0]
+    own = ["A dog sleeps on the beach."]
+    for result in (
+        pipe.tell(captions, seed=1),
+        pipe(photos[0], seed=1, weight_picture=0.0),
+        pipe(photos[0], seed=1, recipe="neural-storyteller", beam_width=2),
+        tiny_pipeline()(photos[0], seed=1),
+    ):
+        assert set(pictures(result)) == {0.0}
+    assert pipe.start_story(photos[0], seed=1, captions=own).passages[0].scores["picture"] == 0
+    assert pipe.continue_story(pipe.start_story(photos[0], seed=1), seed=2).passages[-1].scores["picture"] == 0
+
+
 def test_a_sentence_finds_photos_in_the_order_of_their_vectors(pipe, folder, tmp_path):
     found = pipe.search(folder, "a red house", k=100, index=tmp_path / "index")
     assert len(found) == len(COLOURS) * len(SHAPES)  # neither the broken one nor the hidden one

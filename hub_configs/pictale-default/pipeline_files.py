@@ -35,6 +35,7 @@ from .model_folder import (
 from .modeling_captioner import PictaleCaptionerForConditionalGeneration
 from .modeling_skip_thoughts import PictaleSkipThoughtsEncoder
 from .modeling_story_decoder import PictaleStoryDecoderForConditionalGeneration
+from .naturalness import NATURALNESS_FILE, Naturalness
 from .story_types import StoryOptions
 from .styles import Style
 
@@ -125,6 +126,7 @@ class PipelineFiles:
             part: load_component(model.from_pretrained, places[part], part, dtype=dtype).to(devices[part])
             for part, model in MODELS.items()
         }
+        natural = folder / NATURALNESS_FILE
         pipe = cls(
             image_processor=load_component(
                 PictaleImageProcessor.from_pretrained, places["captioner"], "image processor", weights=False
@@ -135,6 +137,7 @@ class PipelineFiles:
             styles=[Style.load(folder / "styles" / f"{name}.safetensors") for name in description["styles"]],
             options=StoryOptions(**description.get("options", {})),
             bookshelf=folder / BOOKSHELF_FILE,
+            naturalness=Naturalness.load(natural) if natural.is_file() else None,
             **models,
         )
         if EMBEDDING in places:
@@ -167,6 +170,8 @@ class PipelineFiles:
             self.bank.save(folder / EMBEDDING)
         with contextlib.suppress(ModelFolderError):  # there is no bookshelf, or none for this encoder
             self.writers["bookshelf"].bookshelf.save(folder / BOOKSHELF_FILE)
+        if self.naturalness is not None:
+            self.naturalness.save(folder / NATURALNESS_FILE)
         for module in ("modeling_storyteller", "pipeline_image_to_story"):
             copy_module(module, folder)
         _write(folder / "config.json", json.dumps(TRANSFORMERS_CONFIG, indent=2) + "\n")

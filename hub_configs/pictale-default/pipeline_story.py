@@ -29,6 +29,7 @@ from .language_model import ModelPlace
 from .modeling_captioner import PictaleCaptionerForConditionalGeneration
 from .modeling_skip_thoughts import PictaleSkipThoughtsEncoder
 from .modeling_story_decoder import PictaleStoryDecoderForConditionalGeneration
+from .naturalness import Naturalness
 from .onnx_captioner import load_exported
 from .pipeline_files import PipelineFiles
 from .reranking import Ranking, Wish
@@ -69,10 +70,12 @@ class StoryPipeline(StoryContinuation, PhotoRetrieval, PipelineFiles):
         styles: Sequence[Style],
         options: StoryOptions | None = None,
         bookshelf: Bookshelf | str | Path | None = None,
+        naturalness: Naturalness | None = None,
     ) -> None:
         """Put a pipeline together from loaded parts; `styles` must contain one named `caption`, the c of the shift.
 
-        `bookshelf` is what the writer of that name quotes from; a file is not opened before it is needed.
+        `bookshelf` is what the writer of that name quotes from; a file is not opened before it is needed. Candidates
+        are ranked by `naturalness` too, if it is there.
         """
         self.captioner = captioner.prepare_for_inference()
         self.image_processor, self.caption_tokenizer = image_processor, caption_tokenizer
@@ -87,6 +90,9 @@ class StoryPipeline(StoryContinuation, PhotoRetrieval, PipelineFiles):
             self._styles[style.name] = style
         if CAPTION_STYLE not in self._styles:
             raise PictaleError("A pipeline needs a style named 'caption', the mean of captions in general.")
+        if naturalness is not None:
+            naturalness.check_encoder(self._fingerprint, encoder.config.hidden_size)
+        self.naturalness = naturalness
         self.writer = DecoderWriter(decoder, decoder_tokenizer, self._ranking)
         self.writers: dict[str, Writer] = {"decoder": self.writer}
         self.open_bookshelf(bookshelf)
@@ -303,7 +309,8 @@ class StoryPipeline(StoryContinuation, PhotoRetrieval, PipelineFiles):
     def _ranking(self, wish: Wish, options: StoryOptions) -> Ranking:
         vectors = np.stack([style.vector for style in self._styles.values()])
         mean = self._styles[CAPTION_STYLE].vector
-        return Ranking(self.encoder, vectors, mean, self.writer.vocabulary, wish, options)
+        read = None if self.embedding is None else self.embedding.embed_texts
+        return Ranking(self.encoder, vectors, mean, self.writer.vocabulary, wish, options, self.naturalness, read)
 
     def _write_parts(
         self,
@@ -317,6 +324,7 @@ class StoryPipeline(StoryContinuation, PhotoRetrieval, PipelineFiles):
         label: str = "",
         captions: Sequence[str] = (),
         new_photo: bool = False,
+        view: np.ndarray | None = None,
     ) -> Iterator[Written]:
         """`options.passages` passages as one growing text, each knowing the one before and what is told already.
 
@@ -329,6 +337,7 @@ class StoryPipeline(StoryContinuation, PhotoRetrieval, PipelineFiles):
             label: The style's name.
             captions: Of the newest photo.
             new_photo: Nothing was told of it yet.
+            view: The newest photo's vector in the joint space [E], if it is known.
         """
         mean = self._styles[CAPTION_STYLE].vector
         thought = shift_style(x, mean, style, options.strength, options.caption_removal, options.focus)
@@ -337,7 +346,7 @@ class StoryPipeline(StoryContinuation, PhotoRetrieval, PipelineFiles):
         for part in range(options.passages):
             told = f"{before} {done.text}".strip()
             follows = bool(told) and options.recipe == "pictale"
-            wish = Wish(x - mean, style, tuple(words), tuple(given), told)
+            wish = Wish(x - mean, style, tuple(words), tuple(given), told, view)
             previous = self._last_thought(told) if follows else None
             step_seed, comes = (seed + part) % (MAX_SEED + 1), new_photo and not part
             task = PassageTask(thought, wish, previous, step_seed, options, label, tuple(captions), comes)
@@ -371,9 +380,10 @@ class StoryPipeline(StoryContinuation, PhotoRetrieval, PipelineFiles):
         """
         chosen = self._options(options)
         self._style(style)  # an unknown one is refused before any work
-        captions = self.see(images, chosen)
+        photos = [load_image(image) for image in _as_list(images)]
+        captions, views = self.see(photos, chosen), self.views(photos, chosen)
         seed, _ = check_seed(seed), options.pop("captions", None)
-        results = [self.tell(c, style=style, seed=seed, **options) for c in captions]
+        results = [self.tell(c, style, seed, view, **options) for c, view in zip(captions, views, strict=True)]
         return results if isinstance(images, (list, tuple)) else results[0]
 
     def tell(
@@ -381,12 +391,20 @@ class StoryPipeline(StoryContinuation, PhotoRetrieval, PipelineFiles):
         captions: Sequence[Caption | str],
         style: str | Style | Mapping[str, float] | None = None,
         seed: int | None = None,
+        view: np.ndarray | None = None,
         **options: Any,
     ) -> StoryResult:
-        """A story from captions already there, the pipeline's or a person's own sentences."""
+        """A story from captions already there, the pipeline's or a person's own sentences.
+
+        Args:
+            captions: What it is about.
+            style, seed, options: As in a call of the pipeline.
+            view: The photo's vector, of `views`: the story is then chosen by the photo itself too. A call of the
+                pipeline does so.
+        """
         chosen, seed, captions = self._options(options), check_seed(seed), as_captions(captions)
         label, _ = self._style(style)
-        *_, written = self._tell(captions, style, seed, chosen)
+        *_, written = self._tell(captions, style, seed, chosen, view)
         return StoryResult(
             captions=captions,
             style=label,
@@ -401,20 +419,26 @@ class StoryPipeline(StoryContinuation, PhotoRetrieval, PipelineFiles):
         captions: Sequence[Caption | str],
         style: str | Style | Mapping[str, float] | None = None,
         seed: int | None = None,
+        view: np.ndarray | None = None,
         **options: Any,
     ) -> Iterator[str]:
         """The growing text of the story that `tell` gives, word by word; the last item is the whole story."""
         chosen, seed, captions = self._options(options), check_seed(seed), as_captions(captions)
-        for text in growing_words(written.text for written in self._tell(captions, style, seed, chosen)):
+        for text in growing_words(written.text for written in self._tell(captions, style, seed, chosen, view)):
             yield lyric_lines(text) if chosen.lyrics else text
 
     def _tell(
-        self, captions: Sequence[Caption], style: str | Style | Mapping[str, float] | None, seed: int, o: StoryOptions
+        self,
+        captions: Sequence[Caption],
+        style: str | Style | Mapping[str, float] | None,
+        seed: int,
+        o: StoryOptions,
+        view: np.ndarray | None,
     ) -> Iterator[Written]:
         texts = [caption.text for caption in captions]
         words = self._words_to_show(captions, o)
         label, vector = self._style(style)
-        about = {"label": label, "captions": texts, "new_photo": True}
+        about = {"label": label, "captions": texts, "new_photo": True, "view": view}
         yield from self._write_parts(texts, self.think(texts), words, vector, seed, o, **about)
 
     def _style(self, style: str | Style | Mapping[str, float] | None) -> tuple[str, np.ndarray]:

@@ -199,6 +199,14 @@ class PhotoRetrieval:
         photos = [load_image(image) for image in (images if isinstance(images, (list, tuple)) else [images])]
         return embedding.embed_images(self._regions(photos))
 
+    def views(self, images: Any, options: StoryOptions | None = None) -> list[np.ndarray | None]:
+        """What `tell` takes as `view`: `embed_photos`, or None for each if photos are not looked at so here."""
+        options = options or self.options
+        photos = list(images) if isinstance(images, (list, tuple)) else [images]
+        if self.embedding is None or options.recipe != "pictale" or not options.weight_picture:
+            return [None] * len(photos)
+        return list(self.embed_photos(photos))
+
     def _embedding(self) -> PictaleJointEmbedding:
         if self.embedding is None:
             raise ModelFolderError(self._why_not)
