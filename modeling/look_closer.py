@@ -37,7 +37,7 @@ SCORES = {
     "speech": "whether somebody speaks in it (counts against it)",
     "ending": "whether it ends as a sentence does",
     "length": "whether it is neither short nor long",
-    "thread": "how often it brings in somebody new or changes a “he” to a “she” (counts against it)",
+    "thread": "how often it brings in somebody new, turns a “he” into a “she”, or colours people (counts against it)",
 }
 
 

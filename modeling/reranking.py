@@ -17,7 +17,8 @@ passage as it would be with the candidate, x the captions' vector, c the mean of
     speech      1 if somebody speaks in it, else 0: what is said aloud tells less of a picture, and makes less sense
     ending      1 if it ends as a sentence does, 0 if it was cut off
     length      1 for 8 to 30 words a sentence, falling to 0 at no words and at 60
-    thread      how often it breaks the thread of the story: new names, a sex that nobody has (`Cast.breaks`), 0..
+    thread      how often it breaks the thread of the story: new names, a sex that nobody has, a coat's colour given to
+                its man (`Cast.breaks`), 0..
 
 The first six are brought to mean 0 and deviation 1 over the candidates of a choice, so that their weights mean the
 same for every model (a deviation below the one in `SMALL` counts as that, for differences too small to matter). The

@@ -29,6 +29,10 @@ _PERSONS = {
         "female",
     ),
 }
+_PEOPLE = {*_PERSONS, *"person persons people child children kid kids figure figures couple crowd".split()}
+_COLOURS = frozenset("black white yellow red brown".split())
+_SMALL_WORDS = frozenset("the a an his her their my your our its this that in on of with by to as who which".split())
+_BE = frozenset("is are was were".split())
 # words written with a capital that introduce nobody
 _NO_NAMES = frozenset(
     "Mr Mrs Miss Dr Sir Madam Lord Lady God Christmas English French German American Monday Tuesday Wednesday Thursday "
@@ -73,10 +77,11 @@ def last_words(text: str, vocabulary: Mapping[str, int], limit: int) -> list[str
 
 @dataclass(frozen=True)
 class Cast:
-    """Who has appeared so far: proper names, and whether there are he and she."""
+    """Who has appeared so far: proper names, whether there are he and she, and colours that people were said to be."""
 
     names: frozenset[str] = frozenset()
     genders: frozenset[str] = frozenset()
+    colours: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, given: Iterable[str], told: str, vocabulary: Mapping[str, int]) -> Cast:
@@ -88,6 +93,7 @@ class Cast:
                 must not make the next one right.
             vocabulary: Words by rank.
         """
+        given = list(given)
         names, genders = set(names_in(told, vocabulary)), set()
         for text in given:
             names |= set(names_in(text, vocabulary))
@@ -96,16 +102,19 @@ class Cast:
         for word in split_words(told, lowercase=True):
             gender = _PERSONS.get(word) or (None if genders else _PRONOUNS.get(word))
             genders |= {gender} if gender else set()
-        return cls(frozenset(names), frozenset(genders))
+        colours = {colour for text in given for colour in colours_of_people(text)}
+        return cls(frozenset(names), frozenset(genders), frozenset(colours))
 
     def breaks(self, text: str, vocabulary: Mapping[str, int]) -> int:
         """How often a text breaks the thread.
 
-        One for each name that is new, the first of a story aside, and one for a pronoun of a sex that nobody in the
-        story has: after a man, "she" is one, unless the text speaks of a woman, a mother or a girl before.
+        One for each name that is new, the first of a story aside, one for a pronoun of a sex that nobody in the story
+        has: after a man, "she" is one, unless the text speaks of a woman, a mother or a girl before; and one for each
+        person who is given a colour: a man in a black jacket is no black man.
         """
         new = set(names_in(text, vocabulary)) - self.names
         count = len(new) if self.names else max(len(new) - 1, 0)
+        count += sum(colour not in self.colours for colour in colours_of_people(text))
         known = set(self.genders)
         for word in split_words(text, lowercase=True):
             gender = _PRONOUNS.get(word)
@@ -114,6 +123,22 @@ class Cast:
             gender = gender or _PERSONS.get(word)
             known |= {gender} if gender else set()
         return count
+
+
+def colours_of_people(text: str) -> list[str]:
+    """Colours that a text says people are of: "a black man", "white and old faces", "the boy was brown"."""
+    words = [word for word in split_words(text, lowercase=True) if word[0].isalnum() or word == "-"]
+    found = []
+    for i, word in enumerate(words):
+        if word not in _COLOURS or "-" in words[i + 1 : i + 2]:  # "black-haired"
+            continue
+        before, after = words[max(i - 3, 0) : i], words[i + 1 : i + 4]
+        after = after[1:] if after[:1] in (["and"], ["or"]) else after[:2]
+        is_attribute = after[:1] and (after[0] in _PEOPLE or (after[0] not in _SMALL_WORDS and after[-1] in _PEOPLE))
+        said_of = any(w in _BE and k and before[k - 1] in _PEOPLE for k, w in enumerate(before))
+        if is_attribute or said_of:
+            found.append(word)
+    return found
 
 
 def carried_words(passages: Sequence[str], subjects: Sequence[str], limit: int) -> list[str]:

@@ -58,6 +58,9 @@ class FakePipeline(StoryContinuation):
     def has_writer(self, name: str) -> bool:
         return name in self.writers
 
+    def views(self, images: list[Any], options: StoryOptions) -> list[None]:
+        return [None] * len(images)
+
     def nearest_sentences(self, image: Image.Image, k: int) -> list[list[tuple[str, float, int]]]:
         return [[(f"Something like {name}.", 0.5, 0) for name in self.names[:k]]]
 

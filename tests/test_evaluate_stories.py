@@ -231,12 +231,17 @@ def test_every_system_tells_every_photo_in_every_style(pipe, photos):
         assert row["length"]["value"] == pytest.approx(
             np.mean([len(story_measures.plain_words(s.text)) for s in told]), abs=0.051
         )
+        assert list(row["by_style"]) == ["romance", "horror"]
+        for key in ("found", "style", "copied"):  # as many stories in each style
+            shares = [shares[key] for shares in row["by_style"].values()]
+            assert np.mean(shares) == pytest.approx(row[key]["value"], abs=1e-3)
         made = name not in ("caption", "real")
         assert all((s.whole is not None and s.first_words <= s.whole) == made for s in told)
     assert report["systems"]["real"]["style"]["value"] == report["systems"]["real"]["copied"]["value"] == 1
     assert report["systems"]["caption"]["style"]["value"] == 0.5 == report["style_judge"]["floor"]  # one of two genres
     captions = pipe.caption(photos.images)
-    assert result.stories["pictale"][3].text == pipe.tell(captions[1], style="horror", seed=4).story
+    (view,) = pipe.views(photos.images[1])
+    assert result.stories["pictale"][3].text == pipe.tell(captions[1], style="horror", seed=4, view=view).story
     assert result.stories["one"][2].text == pipe.tell(captions[1], "romance", 4, candidates=1, passages=1).story
     assert {s.book for s in result.stories["bookshelf"]} <= {
         library.numbers["horror 0", ""],

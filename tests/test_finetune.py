@@ -4,12 +4,20 @@ import csv
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText, PreTrainedTokenizerFast
 
-from modeling import PictaleCaptionerConfig, PictaleCaptionerForConditionalGeneration, StoryPipeline
+from modeling import (
+    PictaleCaptionerConfig,
+    PictaleCaptionerForConditionalGeneration,
+    PictaleSkipThoughtsEncoder,
+    StoryPipeline,
+)
 from modeling.errors import DataError, ModelFolderError, RecipeError
+from modeling.fingerprints import encoder_fingerprint
+from modeling.naturalness import NATURALNESS_FILE, Naturalness
 from modeling.tokenization import build_bpe_tokenizer
 from tests.tiny import WORDS, save_tiny_pipeline, tiny_captioner, tiny_tokenizer
 from training import caption_sources, finetune_captioner
@@ -60,6 +68,9 @@ def pipeline(tmp_path_factory):
         ("embed_dropout", "output_dropout", "region_dropout", "label_smoothing", "attention_penalty"), 0.0
     )
     config.write_text(json.dumps(json.loads(config.read_text()) | calm))  # it is too small to learn otherwise
+    encoder = PictaleSkipThoughtsEncoder.from_pretrained(folder.parent / "tiny-encoder")
+    size = encoder.config.hidden_size
+    Naturalness(np.ones(size, np.float32), 0.0, encoder_fingerprint(encoder)).save(folder / NATURALNESS_FILE)
     return folder
 
 
@@ -206,6 +217,7 @@ def test_the_result_is_a_captioner_and_a_whole_pipeline(tuned, photos, pipeline)
     assert {"README.md", "report.json", "recipe.json", "log.jsonl"} <= {path.name for path in output.iterdir()}
     pipe = StoryPipeline.from_pretrained(output)
     assert list(pipe.styles) == list(StoryPipeline.from_pretrained(pipeline).styles)
+    assert pipe.naturalness.weight.tolist() == [1.0] * len(pipe.naturalness.weight)
     caption = pipe.caption(photos / "002.png")[0][0]
     assert {"blue", "circle"} <= set(caption.words)
     assert pipe(photos / "002.png", seed=1).story

@@ -1,5 +1,6 @@
 """People's sentences are told from the decoder's: the direction, its file, its training, its place in the pipeline."""
 
+import importlib.util
 import json
 import os
 
@@ -8,13 +9,17 @@ import pytest
 import torch
 
 from modeling import ModelFolderError, StoryOptions, StoryPipeline
+from modeling.modeling_story_decoder import GRUState
 from modeling.naturalness import NATURALNESS_FILE, Naturalness
 from modeling.reranking import Proposal, Ranking, Wish
 from modeling.sampling import SamplingOptions, begin
 from modeling.tokenization import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 from modeling.writer_decoder import sentence_marks
+from tests.conftest import REPOSITORY
 from tests.tiny import save_tiny_pipeline, tiny_decoder, tiny_encoder, tiny_styles, tiny_tokenizer
 from training import train_naturalness
+from training.recipes import read_recipe
+from training.tiny_text import write_tiny_text
 from training.train_naturalness import Pairs, Place, fit, go_on, told_apart
 from training.train_skip_thoughts import SkipThoughtsRecipe
 from training.train_skip_thoughts import run as train_encoder
@@ -22,6 +27,9 @@ from training.train_story_decoder import StoryRecipe
 from training.train_story_decoder import run as train_decoder
 
 TOKENIZER = tiny_tokenizer()
+learns = pytest.mark.skipif(
+    importlib.util.find_spec("sklearn") is None, reason="scikit-learn is missing (training/requirements.txt)"
+)
 
 
 def natural(encoder: str = "abc", size: int = 24) -> Naturalness:
@@ -75,6 +83,7 @@ def cloud(count: int, shift: float, seed: int = 0) -> Pairs:
     return Pairs(people.astype(np.float32), decoder.astype(np.float32), ("a", "b") * (count // 2))
 
 
+@learns
 def test_what_differs_is_learned():
     weight, bias = fit(cloud(400, 4.0), 1.0)
     learned = Naturalness(weight, bias, "abc")
@@ -85,6 +94,7 @@ def test_what_differs_is_learned():
     )  # log-odds, not only order
 
 
+@learns
 def test_what_does_not_differ_is_not_learned():
     learned = Naturalness(*fit(cloud(400, 0.0), 0.003), "abc")
     shares = told_apart(learned, cloud(1000, 0.0, seed=1))
@@ -132,8 +142,6 @@ def test_a_place_is_told_to_the_decoder_as_a_draft_is():
     conditions = decoder.conditions(**row, previous_thought=previous, content_ids=torch.tensor([[PAD_ID]]))
     draft = begin(decoder, conditions, one.context)
     assert draft.ids.tolist() == [BOS_ID, 6, 9, 8]
-    from modeling.modeling_story_decoder import GRUState
-
     logits = decoder(
         decoder_input_ids=draft.ids[None, -1:], encoder_outputs=conditions, past_key_values=GRUState(draft.state)
     )
@@ -145,10 +153,6 @@ def test_a_place_is_told_to_the_decoder_as_a_draft_is():
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """The tiny models, trained for a moment, and where their text is."""
-    from tests.conftest import REPOSITORY
-    from training.recipes import read_recipe
-    from training.tiny_text import write_tiny_text
-
     folder = tmp_path_factory.mktemp("natural")
     write_tiny_text(folder)
     with pytest.MonkeyPatch.context() as patch:
@@ -162,6 +166,7 @@ def trained(tmp_path_factory):
         yield folder, path
 
 
+@learns
 def test_the_script_learns_saves_and_reports(trained, tmp_path, capsys):
     folder, recipe = trained
     change = ["--set", f"data.encoder={folder / 'encoder' / 'best'}"]

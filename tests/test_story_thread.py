@@ -2,7 +2,7 @@
 
 import pytest
 
-from modeling.story_thread import CARRY_DECAY, Cast, carried_words, last_words, names_in, persons_in
+from modeling.story_thread import CARRY_DECAY, Cast, carried_words, colours_of_people, last_words, names_in, persons_in
 
 # as decoders have it: a word written small most of the time comes before its capital form, which may be missing
 VOCABULARY = {
@@ -45,6 +45,34 @@ def test_the_last_words_are_whole_sentences_as_the_decoder_writes():
 )
 def test_what_breaks_the_thread(before, text, breaks):
     assert Cast.of([before], "", VOCABULARY).breaks(text, VOCABULARY) == breaks
+
+
+@pytest.mark.parametrize(
+    ("text", "colours"),
+    [
+        ("I saw a black man.", ["black"]),
+        ("He saw a black figure of a black man in the doorway.", ["black", "black"]),
+        ("Black and white people sat there.", ["black", "white"]),
+        ("A white old lady and the boy who was brown.", ["white"]),  # "who" is not looked behind
+        ("The boy was very brown.", ["brown"]),
+        ("A man in a black jacket.", []),
+        ("The jacket was black, and the man ran.", []),
+        ("A black dog and a man in white. The men walked in black coats.", []),
+        ("The black-haired woman had a white horse.", []),
+        ("Something red and the man.", []),
+    ],
+)
+def test_colours_of_people(text, colours):
+    assert colours_of_people(text) == colours
+
+
+def test_a_coat_does_not_colour_its_man():
+    jacket = Cast.of(["A man in a black jacket."], "", VOCABULARY)
+    assert jacket.breaks("The black man ran.", VOCABULARY) == 1
+    assert jacket.breaks("The man ran.", VOCABULARY) == jacket.breaks("The black dog ran.", VOCABULARY) == 0
+    told = Cast.of(["A man in a black jacket."], "The black man ran.", VOCABULARY)
+    assert told.breaks("The black man ran.", VOCABULARY) == 1  # a slip makes the next one no better
+    assert Cast.of(["A black man ran."], "", VOCABULARY).breaks("The black man ran.", VOCABULARY) == 0
 
 
 def test_a_slip_of_the_writer_makes_no_person():

@@ -30,9 +30,9 @@ def benchmark(pipe: StoryPipeline, photos: list[Path], style: str | None = None)
         captions.append(pipe.caption(photo)[0])
         caption_s.append(time.perf_counter() - start)
     first_s, hundred_s = [], []
-    for seed, seen in enumerate(captions[: len(photos)]):
+    for seed, (photo, seen) in enumerate(zip(photos, captions, strict=False)):
         start, story = time.perf_counter(), ""
-        for text in pipe.stream(seen, style=style, seed=seed):
+        for text in pipe.stream(seen, style=style, seed=seed, view=pipe.views(photo)[0]):
             story = text
             if len(first_s) == seed:
                 first_s.append(time.perf_counter() - start)

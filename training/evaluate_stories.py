@@ -18,8 +18,8 @@ plain recipe of 2015 on the same weights, the bookshelf, the bare caption and re
     copied       share of stories with eight words in a row out of the books
     length, first words, whole   words; seconds, medians
 
-Intervals are of 95 %, over photos drawn with replacement. `training.story_judges` says how to install the judges; a
-measure whose judge is missing is left out, and said to be.
+Intervals are of 95 %, over photos drawn with replacement; in JSON `by_style` has found, style and copied of each style.
+`training.story_judges` says how to install the judges; a measure whose judge is missing is left out, and said to be.
 """
 
 from __future__ import annotations
@@ -127,31 +127,39 @@ def score(
     """
     texts, owner = [story.text for story in told], [story.photo for story in told]
 
+    by_style: dict[str, dict[str, float]] = {style: {} for style in dict.fromkeys(story.style for story in told)}
+
     def figure(values: Any, digits: int = 4) -> dict[str, float]:
         statistic = values if callable(values) else measures.mean_of(values)
         return measures.rounded(measures.bootstrap(owner, statistic, draws), digits)
+
+    def share(name: str, values: Sequence[Any] | np.ndarray) -> None:
+        report[name] = figure(values)
+        for style, shares in by_style.items():
+            own = [float(value) for value, story in zip(values, told, strict=True) if story.style == style]
+            shares[name] = round(statistics.fmean(own), 4)
 
     report: dict[str, Any] = {"stories": len(told)}
     if judges.sentence:
         vectors = np.stack([judges.sentence.embed(group).mean(0) for group in photos.captions])
         found, margin = measures.grounding(judges.sentence.embed(texts), vectors, owner)
-        report |= {"found": figure(found), "margin": figure(margin)}
+        share("found", found)
+        report["margin"] = figure(margin)
     report["words"] = figure([measures.word_recall(s.text, photos.captions[s.photo]) for s in told])
     if judges.style:
         guesses = judges.style.classify(texts, [story.book for story in told])
-        right = [guess == story.style for guess, story in zip(guesses, told, strict=True)]
-        report["style"] = figure(right)
+        share("style", [guess == story.style for guess, story in zip(guesses, told, strict=True)])
     if judges.fluency:
         report["perplexity"] = figure(measures.perplexity_of(*judges.fluency.losses(texts)), 1)
     for size in (1, 2, 3):
         report[f"distinct_{size}"] = round(measures.distinct(texts, size, budget), 4)
     report["repeated"] = figure([measures.repeated(text) for text in texts])
-    report["copied"] = figure(copies)
+    share("copied", copies)
     report["length"] = figure([len(measures.plain_words(text)) for text in texts], 1)
     for name, key in (("first_words", "first_words_s"), ("whole", "whole_s"), ("processor", "processor_s")):
         times = [value for story in told if (value := getattr(story, name)) is not None]
         report[key] = round(statistics.median(times), 3) if times else None
-    return report
+    return report | {"by_style": by_style}
 
 
 @dataclass(frozen=True)

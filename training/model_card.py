@@ -100,7 +100,8 @@ def fingerprint(folder: Path) -> str:
     """First 16 digits of the sha256 of the weights; of a pipeline, which has none, of all that makes it what it is."""
     files = sorted(folder.glob("model*.safetensors"))
     if not files:
-        files = [folder / "pipeline.json", *sorted(folder.glob("styles/*")), *sorted(folder.glob("bookshelf.*"))]
+        beside = ("styles/*", "bookshelf.*", "naturalness.*")
+        files = [folder / "pipeline.json", *(path for pattern in beside for path in sorted(folder.glob(pattern)))]
     digest = hashlib.sha256()
     for path in files:
         digest.update(path.read_bytes())
