@@ -224,7 +224,7 @@ def test_candidates_are_compared_with_the_photo(pipe, photos):
     assert len(set(pictures(result))) > 1
 
 
-def test_the_first_passage_is_the_passage_so_far(pipe, photos):
+def test_the_picture_is_compared_with_the_passage_so_far(pipe, photos):
     """The score of a later sentence is that of all sentences until then."""
     (view,) = pipe.views(photos[0])
     wish = Wish(np.ones(24, np.float32), view=view)
