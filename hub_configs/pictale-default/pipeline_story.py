@@ -198,14 +198,6 @@ class StoryPipeline(StoryContinuation, PhotoRetrieval, PipelineFiles):
         return self.caption_regions(self._regions(photos), num_captions, num_beams)
 
     @torch.no_grad()
-    def caption_pixels(
-        self, pixels: torch.Tensor, num_captions: int | None = None, num_beams: int | None = None
-    ) -> list[tuple[Caption, ...]]:
-        """`caption` of what the image processor made of photos, [B, 3, H, W]."""
-        pixels = pixels.to(self.captioner.device, self.captioner.dtype)
-        return self.caption_regions(self.captioner.encoder.extract(pixels), num_captions, num_beams)
-
-    @torch.no_grad()
     def caption_regions(
         self, regions: torch.Tensor, num_captions: int | None = None, num_beams: int | None = None
     ) -> list[tuple[Caption, ...]]:
