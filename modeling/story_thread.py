@@ -93,16 +93,15 @@ class Cast:
                 must not make the next one right.
             vocabulary: Words by rank.
         """
-        given = list(given)
-        names, genders = set(names_in(told, vocabulary)), set()
+        names, genders, colours = set(names_in(told, vocabulary)), set(), set()
         for text in given:
+            colours |= set(colours_of_people(text))
             names |= set(names_in(text, vocabulary))
             words = split_words(text, lowercase=True)
             genders |= {gender for word in words if (gender := _PERSONS.get(word) or _PRONOUNS.get(word))}
         for word in split_words(told, lowercase=True):
             gender = _PERSONS.get(word) or (None if genders else _PRONOUNS.get(word))
             genders |= {gender} if gender else set()
-        colours = {colour for text in given for colour in colours_of_people(text)}
         return cls(frozenset(names), frozenset(genders), frozenset(colours))
 
     def breaks(self, text: str, vocabulary: Mapping[str, int]) -> int:
@@ -126,7 +125,7 @@ class Cast:
 
 
 def colours_of_people(text: str) -> list[str]:
-    """Colours that a text says people are of: "a black man", "white and old faces", "the boy was brown"."""
+    """Colours that a text says people are of: "a black man", "white and old people", "the boy was brown"."""
     words = [word for word in split_words(text, lowercase=True) if word[0].isalnum() or word == "-"]
     found = []
     for i, word in enumerate(words):
