@@ -177,8 +177,8 @@ class Page(PageEvents, PagePrograms):
             self.length = gr.Radio(list(LENGTHS), value="Medium", label="Length")
             self.lyrics = gr.Checkbox(label="In lines, like a song")
             self.way = gr.Radio(
-                [("Its own words", "generate"), ("What it remembers", "retrieve"), ("Both", "both")],
-                value="generate",
+                [("Both", "both"), ("Its own words", "generate"), ("What it remembers", "retrieve")],
+                value="both",
                 label="What the story goes by",
                 info="What it remembers are the nearest of many sentences that people wrote about other photos.",
                 visible=False,
@@ -364,12 +364,12 @@ class Page(PageEvents, PagePrograms):
             style, kept_style, name = gr.Textbox(STYLES[0]), gr.Textbox(None), gr.Textbox("mine")
             seed, strength = gr.Number(None, precision=0), gr.Number(1.0)
             length, short = gr.Textbox("Medium"), gr.Textbox("Short")
-            way, writer = gr.Textbox("generate"), gr.Textbox("decoder")
+            seeing, way, writer = gr.Textbox("generate"), gr.Textbox("both"), gr.Textbox("decoder")
             # of text, because clients of MCP find the type of gr.JSON none; an object is taken too
             story, sentence, text = gr.Textbox(), gr.Textbox(None), gr.Textbox(None)
             result, self.style_output, button = gr.JSON(), gr.File(), gr.Button()
             offers = [
-                (self.caption_photo, [photo, way], result, "caption", SEEING),
+                (self.caption_photo, [photo, seeing], result, "caption", SEEING),
                 (self.tell_story, [photo, style, seed, strength, length, file, way, writer], result, "tell", STORIES),
                 (
                     self.continue_story,

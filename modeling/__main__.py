@@ -12,9 +12,9 @@
     python -m modeling --search "two dogs play in the snow" FOLDER
 
 Stories go to standard output, everything else to standard error. With --json each line is one object with `photo`,
-`captions` (each `text`, `score`), `style`, `seed`, `story`, and if it is quoted `sources` (each `title`, `author`,
-`year`); of one story over several photos, `photo` and `captions` are the last one's. A search prints the best photos of
-the folders, with --json one object each, `photo` and `similarity`.
+`captions` (each `text`, `score`, `remembered`), `style`, `seed`, `story`, and if it is quoted `sources` (each `title`,
+`author`, `year`); of one story over several photos, `photo` and `captions` are the last one's. A search prints the best
+photos of the folders, with --json one object each, `photo` and `similarity`.
 
 Exit code 0: all told; 2: something could not be used, said in one sentence each; the other photos
 are told all the same.
@@ -67,10 +67,10 @@ def build_parser() -> argparse.ArgumentParser:
     options = parser.add_argument_group("how it is written")
     options.add_argument("--strength", type=float, help="how strongly the style is laid on (1)")
     options.add_argument("--num-captions", type=int, help="captions per photo (3)")
-    options.add_argument("--captions", help="generate, retrieve from the caption bank, or both (generate)")
+    options.add_argument("--captions", help="generate, retrieve from the caption bank, or both (both)")
     options.add_argument("--nearest-sentences", type=int, help="of the bank: how many (5; 100 in the recipe of 2015)")
     options.add_argument("--passages", type=int, help="parts of a story: its length (2)")
-    options.add_argument("--candidates", type=int, help="sentences written for each one that is kept (12)")
+    options.add_argument("--candidates", type=int, help="sentences written for each one that is kept (20)")
     options.add_argument("--lyrics", action="store_true", default=None, help="a line for each comma and sentence")
     options.add_argument(
         "--writer",
@@ -196,14 +196,14 @@ def show(
     as_json: bool,
 ) -> None:
     if as_json:
-        described = [{"text": c.text, "score": round(c.score, 4)} for c in captions]
+        described = [{"text": c.text, "score": round(c.score, 4), "remembered": c.remembered} for c in captions]
         record = {"photo": photo, "captions": described, "style": style, "seed": seed, "story": story}
         if sources:
             record["sources"] = [dataclasses.asdict(source) for source in sources]
         print(json.dumps(record, ensure_ascii=False), flush=True)
         return
     for caption in captions:
-        print(f"  {caption.text}")
+        print(f"  {caption.text}{'  (remembered)' if caption.remembered else ''}")
     lines = "\n".join(textwrap.fill(line, WIDTH) for line in story.split("\n"))
     credit = "".join(f"— {source}\n" for source in sources)
     print(f"\n{lines}\n{credit}\n({style}, seed {seed})\n", flush=True)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from .errors import ImageError
-from .story_types import Caption, check_seed
+from .story_types import Caption, check_seed, written_captions
 
 COLUMNS = ("photo", "caption", "score", "other captions", "style", "seed", "story", "problem")
 # a spreadsheet would compute what begins with one of these
@@ -52,7 +52,7 @@ class BatchRow:
             self.photo,
             best.text if best else "",
             f"{best.score:.4f}" if best else "",
-            " | ".join(caption.text for caption in self.captions[1:]),
+            " | ".join(caption.text for caption in written_captions(self.captions)[1:]),
             self.style,
             "" if self.seed is None else str(self.seed),
             self.story,
@@ -83,15 +83,13 @@ def tell_many(
     for number, photo in enumerate(photos, 1):
         name = PurePath(fspath(photo)).name if isinstance(photo, (str, PathLike)) else f"photo {number}"
         try:
-            captions = pipe.caption([photo])[0]
+            if not stories:
+                yield BatchRow(name, pipe.caption([photo])[0])
+                continue
+            story = pipe.start_story(photo, style, seed, thumbnails=False, **options)
+            yield BatchRow(name, story.photos[0].captions, story.passages[0].style, seed, story.text)
         except ImageError as error:
             yield BatchRow(name, problem=str(error))
-            continue
-        if not stories:
-            yield BatchRow(name, captions)
-            continue
-        result = pipe.start_story(photo, style, seed, captions=captions, thumbnails=False, **options)
-        yield BatchRow(name, captions, result.passages[0].style, seed, result.text)
 
 
 def rows_to_csv(rows: Iterable[BatchRow]) -> str:
@@ -115,7 +113,8 @@ def rows_html(rows: Sequence[BatchRow], total: int, stories: bool = False) -> st
             cells = f'<td colspan="{3 if stories else 2}" class="problem">{html.escape(row.problem)}</td>'
         else:
             best = row.captions[0]
-            cells = f"<td>{html.escape(best.text)}</td><td>{np.exp(best.score):.0%}</td>"
+            sure = "" if best.remembered else f"{np.exp(best.score):.0%}"
+            cells = f"<td>{html.escape(best.text)}</td><td>{sure}</td>"
             cells += f"<td>{html.escape(row.story)}</td>" if stories else ""
         lines.append(f"<tr><td>{html.escape(row.photo)}</td>{cells}</tr>")
     bar = f'<progress aria-label="photos done" value="{len(rows)}" max="{total}"></progress>'

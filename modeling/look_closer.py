@@ -74,7 +74,10 @@ def where_in_words(attention: np.ndarray) -> str:
 
 
 def caption_list(captions: Sequence[Caption]) -> str:
-    """Captions, best first: those it wrote with how sure it was of their words, those it remembers with how near."""
+    """Captions, best first: those it wrote with how sure it was of their words, those it remembers with how near.
+
+    Where there are both, the remembered ones wait to be opened.
+    """
     kinds = (
         ("What it sees, and how sure it was of each word", [c for c in captions if not c.remembered], _sureness),
         (NEARNESS, [c for c in captions if c.remembered], _nearness),
@@ -82,7 +85,10 @@ def caption_list(captions: Sequence[Caption]) -> str:
     parts = []
     for title, found, number in kinds:
         items = "".join(f"<li>{_letters(c.text)} <small>({number(c.score)})</small></li>" for c in found)
-        parts.append(f'<p class="origin">{title}</p><ol>{items}</ol>' if found else "")
+        if found and any(parts):
+            parts.append(f'<details><summary class="origin">{title}</summary><ol>{items}</ol></details>')
+        else:
+            parts.append(f'<p class="origin">{title}</p><ol>{items}</ol>' if found else "")
     return "".join(parts)
 
 

@@ -26,6 +26,7 @@ from .errors import ImageError, PictaleError, StoryError, StyleError
 from .images import load_image
 from .look_closer import caption_list, caption_table, nearest_list, why_this_story, word_figure, word_strip
 from .story_html import story_html, story_page, style_in_words
+from .story_types import written_captions
 from .styles import Style
 from .visit import OwnStyles, Seen, Visit, Wishes, add_style, find_style
 from .web_photo import fetch_photo, is_address
@@ -111,7 +112,7 @@ class PageEvents:
 
     get: Callable[[], Any]
 
-    def look(self, upload: dict | None, way: str = "generate") -> Seen:
+    def look(self, upload: dict | None, way: str = "both") -> Seen:
         """Captions of a photo, found in one of the ways of `story_types.CAPTIONS`."""
         photo = photo_source(upload)
         image = load_image(photo)  # before the models are asked for, so that a broken file is told at once
@@ -274,7 +275,9 @@ class PageEvents:
         captions = photos[which][1].captions if which is not None and photos else ()
         return {
             self.sight: gr.update(visible=bool(captions)),
-            self.beams: gr.update(choices=[(c.text, i) for i, c in enumerate(captions)], value=0 if captions else None),
+            self.beams: gr.update(
+                choices=[(c.text, i) for i, c in enumerate(written_captions(captions))], value=0 if captions else None
+            ),
             self.scores: caption_table(captions) + self.remembered(photos[which][1] if captions else None),
             **self.show_words(visit, seen, which, 0),
         }

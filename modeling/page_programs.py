@@ -74,7 +74,7 @@ class PagePrograms:
         strength: float = 1.0,
         length: str = "Medium",
         style_file: dict | None = None,
-        captions: str = "generate",
+        captions: str = "both",
         writer: str = "decoder",
     ) -> Iterator[dict]:
         """Tell a story about a photo in the style of a kind of book.
@@ -89,7 +89,7 @@ class PagePrograms:
             strength: How much the style counts: 0 not at all, 1 as in the books, 2 is exaggerated.
             length: Short, Medium or Long.
             style_file: A style of your own, as made from a text; its name can then be used in `style`.
-            captions: What the story goes by: generate (written for this photo), retrieve (remembered), or both.
+            captions: What the story goes by: generate, written for this photo; retrieve, remembered; or both.
             writer: decoder; bookshelf, which quotes a real book; or another one that the server has.
         """
         with errors_for_programs():
@@ -108,7 +108,7 @@ class PagePrograms:
         strength: float = 1.0,
         length: str = "Short",
         style_file: dict | None = None,
-        captions: str = "generate",
+        captions: str = "both",
         writer: str = "decoder",
     ) -> Iterator[dict]:
         """Continue a story: with another photo, with a sentence of your own, or with neither.
@@ -124,7 +124,7 @@ class PagePrograms:
             strength: How much the style counts: 0 not at all, 1 as in the books, 2 is exaggerated.
             length: Short, Medium or Long.
             style_file: A style of your own, as made from a text; its name can then be used in `style`.
-            captions: What the photo's part goes by: generate (written for it), retrieve (remembered), or both.
+            captions: What the photo's part goes by: generate, written for it; retrieve, remembered; or both.
             writer: decoder; bookshelf, which quotes a real book; or another one that the server has.
         """
         with errors_for_programs():

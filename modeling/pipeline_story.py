@@ -24,7 +24,7 @@ from .continuation import StoryContinuation
 from .errors import PictaleError, StyleError
 from .fingerprints import encoder_fingerprint
 from .image_processing_captioner import PictaleImageProcessor
-from .images import load_image
+from .images import load_images
 from .language_model import ModelPlace
 from .modeling_captioner import PictaleCaptionerForConditionalGeneration
 from .modeling_skip_thoughts import PictaleSkipThoughtsEncoder
@@ -34,7 +34,16 @@ from .onnx_captioner import load_exported
 from .pipeline_files import PipelineFiles
 from .reranking import Ranking, Wish
 from .retrieval import PhotoRetrieval
-from .story_types import MAX_SEED, Caption, StoryOptions, StoryResult, Written, as_captions, check_seed
+from .story_types import (
+    MAX_SEED,
+    Caption,
+    StoryOptions,
+    StoryResult,
+    Written,
+    as_captions,
+    check_seed,
+    written_captions,
+)
 from .styles import Style, encode_passages, make_style, parse_style, read_texts, shift_style
 from .text import clean_text, content_words, growing_words, lyric_lines, split_sentences
 from .tokenization import whole_words
@@ -194,8 +203,7 @@ class StoryPipeline(StoryContinuation, PhotoRetrieval, PipelineFiles):
         Raises:
             ImageError: something that cannot be used as a photo, or an empty list.
         """
-        photos = [load_image(image) for image in _as_list(images)]
-        return self.caption_regions(self._regions(photos), num_captions, num_beams)
+        return self.caption_regions(self._regions(load_images(images)), num_captions, num_beams)
 
     @torch.no_grad()
     def caption_regions(
@@ -327,7 +335,7 @@ class StoryPipeline(StoryContinuation, PhotoRetrieval, PipelineFiles):
             style: b [D].
             before: The story so far.
             label: The style's name.
-            captions: Of the newest photo.
+            captions: Of the newest photo, without sentences about others that it brought to mind.
             new_photo: Nothing was told of it yet.
             view: The newest photo's vector in the joint space [E], if it is known.
         """
@@ -370,13 +378,22 @@ class StoryPipeline(StoryContinuation, PhotoRetrieval, PipelineFiles):
             seed: Reproduces the story; None draws one, which the result tells.
             options: Fields of `StoryOptions`.
         """
-        chosen = self._options(options)
-        self._style(style)  # an unknown one is refused before any work
-        photos = [load_image(image) for image in _as_list(images)]
-        captions, views = self.see(photos, chosen), self.views(photos, chosen)
-        seed, _ = check_seed(seed), options.pop("captions", None)
-        results = [self.tell(c, style, seed, view, **options) for c, view in zip(captions, views, strict=True)]
+        self._options(options), self._style(style)  # unknown ones are refused before any work
+        results = self.tell_regions(self._regions(load_images(images)), style, seed, **options)
         return results if isinstance(images, (list, tuple)) else results[0]
+
+    def tell_regions(
+        self,
+        regions: torch.Tensor,
+        style: str | Style | Mapping[str, float] | None = None,
+        seed: int | None = None,
+        **options: Any,
+    ) -> list[StoryResult]:
+        """A call of the pipeline for photos of which the backbone's features [B, P, F] are known."""
+        chosen, seed = self._options(options), check_seed(seed)
+        captions, views = self.see_regions(regions, chosen), self.view_regions(regions, chosen)
+        options.pop("captions", None)
+        return [self.tell(c, style, seed, view, **options) for c, view in zip(captions, views, strict=True)]
 
     def tell(
         self,
@@ -430,7 +447,8 @@ class StoryPipeline(StoryContinuation, PhotoRetrieval, PipelineFiles):
         texts = [caption.text for caption in captions]
         words = self._words_to_show(captions, o)
         label, vector = self._style(style)
-        about = {"label": label, "captions": texts, "new_photo": True, "view": view}
+        shows = [caption.text for caption in written_captions(captions)]
+        about = {"label": label, "captions": shows, "new_photo": True, "view": view}
         yield from self._write_parts(texts, self.think(texts), words, vector, seed, o, **about)
 
     def _style(self, style: str | Style | Mapping[str, float] | None) -> tuple[str, np.ndarray]:
@@ -452,7 +470,3 @@ class StoryPipeline(StoryContinuation, PhotoRetrieval, PipelineFiles):
             chosen = dataclasses.replace(chosen, writer=self.open_writer(chosen.writer))
         self._writer(chosen).prepare()  # one that cannot be used is refused before any work
         return chosen
-
-
-def _as_list(images: Any) -> list[Any]:
-    return list(images) if isinstance(images, (list, tuple)) else [images]

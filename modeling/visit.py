@@ -40,7 +40,7 @@ class Seen:
 
     photo: PhotoSource
     captions: tuple[Caption, ...]
-    way: str = "generate"
+    way: str = "both"
 
 
 @dataclass(frozen=True)

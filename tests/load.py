@@ -94,11 +94,11 @@ async def visit(client: httpx.AsyncClient, visitor: int, length: str) -> Waits:
     sent = await client.post("gradio_api/upload", files={"files": (f"visitor{visitor}.jpg", photo, "image/jpeg")})
     sent.raise_for_status()
     file = {"path": sent.json()[0], "meta": {"_type": "gradio.FileData"}}
-    async for captions in answers(client, "caption", [file, "generate"]):
+    async for captions in answers(client, "caption", [file, "both"]):
         if not captions:
             raise Failure("/caption: no captions")
     captioned, first, story = time.monotonic(), None, ""
-    wishes = [STYLES[visitor % len(STYLES)], visitor, 1.0, length, None, "generate", "decoder"]
+    wishes = [STYLES[visitor % len(STYLES)], visitor, 1.0, length, None, "both", "decoder"]
     async for told in answers(client, "tell", [file, *wishes]):
         story = told["story"]
         first = first or (time.monotonic() if story else None)

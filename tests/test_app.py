@@ -86,7 +86,7 @@ def test_tell_streams_and_ends_with_the_whole_story(client, example_photos):
     assert all(later["story"].startswith(earlier["story"]) for earlier, later in zip(steps, steps[1:], strict=False))
     assert (final["style"], final["seed"]) == ("horror", 7)
     assert final["story"].startswith("Seed 7, strength 1: a thing of colour")
-    assert len(final["captions"]) == 3
+    assert [caption["remembered"] for caption in final["captions"]] == [False] * 3 + [True] * 3
 
 
 def test_seed_repeats_and_is_drawn_where_none_is_given(client, example_photos):

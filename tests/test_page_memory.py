@@ -19,7 +19,11 @@ def test_a_story_goes_by_what_is_remembered(browser, example_photos):
         upload(page, example_photos[0])
         page.get_by_role("radiogroup", name=WAYS).or_(page.get_by_text(WAYS)).first.wait_for()
         assert "a thing of colour" in captions.inner_text()
+        assert not captions.get_by_text("Something like thing.").is_visible()
+        captions.locator("summary").click()  # by both unless asked for otherwise
+        captions.get_by_text("Something like thing.").wait_for()
         page.get_by_label("What it remembers").check()
+        captions.locator("summary").wait_for(state="detached")
         captions.get_by_text("Something like thing.").wait_for()
         assert "a thing of colour" not in captions.inner_text()
         assert "(0.50)" in captions.inner_text()
@@ -33,11 +37,19 @@ def test_a_story_goes_by_what_is_remembered(browser, example_photos):
         page.locator("#beams label", has_text="Something like shape.").wait_for()
         page.get_by_text("it remembers the sentence as a whole").wait_for()
         open_tab(page, "Tell")
-        page.get_by_label("Both").check()
+        page.get_by_label("Its own words").check()
         captions.get_by_text("a thing of colour").first.wait_for()
+        assert captions.locator("ol").count() == 1
+        tell(page)
+        assert len(pipeline.calls[-1]["given"]) == 3
+        page.get_by_label("Both").check()
+        captions.locator("summary").wait_for()
         assert captions.locator("ol").count() == 2
         tell(page)
-        assert len(pipeline.calls[-1]["given"]) == 6
+        assert len(pipeline.calls[-1]["given"]) == 6 and len(pipeline.calls[-1]["captions"]) == 3
+        open_tab(page, "Look closer")
+        page.locator("#beams label", has_text="a shape of colour").wait_for()
+        assert page.locator("#beams label").count() == 3
 
 
 def test_without_a_memory_there_is_no_choice(browser, example_photos):

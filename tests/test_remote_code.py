@@ -151,6 +151,10 @@ def test_storyteller(folder, foreign, photos):
         assert (told["style"], told["seed"]) == (expected.style, 5)
         assert [c["generated_text"] for c in told["captions"]] == [c.text for c in expected.captions]
     assert len({told["story"] for told in got["stories"]}) > 1
+    if pipe.can_retrieve:
+        near = here(photos[0], captions="retrieve", **asked)
+        assert all(caption["remembered"] for caption in near["captions"])
+        assert near["story"] == pipe(photos[0], captions="retrieve", **asked).story
 
 
 def test_a_pipeline_folder_says_what_its_code_is():

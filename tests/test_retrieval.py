@@ -98,9 +98,9 @@ def test_kept_features_change_no_caption(pipe, photos):
 
 
 def test_captions_from_the_bank_tell_the_story(pipe, photos):
-    written = pipe(photos[0], seed=1)
+    written = pipe(photos[0], seed=1, captions="generate")
     remembered = pipe(photos[0], seed=1, captions="retrieve", nearest_sentences=2)
-    both = pipe(photos[0], seed=1, captions="both", nearest_sentences=2)
+    both = pipe(photos[0], seed=1, nearest_sentences=2)  # unless asked for otherwise
     assert [c.text for c in remembered.captions] == [n.text for n in pipe.nearest_sentences(photos[0], 2)[0]]
     assert all(c.remembered and c.words and not len(c.attention) for c in remembered.captions)
     assert both.captions == (*written.captions, *remembered.captions)
@@ -111,8 +111,10 @@ def test_captions_from_the_bank_tell_the_story(pipe, photos):
 
 def test_the_number_of_sentences_is_the_recipes(pipe, photos):
     assert StoryOptions().resolved().nearest_sentences == 5
-    assert StoryOptions(recipe="neural-storyteller").resolved().nearest_sentences == 100
-    assert StoryOptions(recipe="neural-storyteller", nearest_sentences=7).resolved().nearest_sentences == 7
+    old = {"recipe": "neural-storyteller", "captions": "retrieve"}
+    assert StoryOptions(**old).resolved().nearest_sentences == 100
+    assert StoryOptions(**old, nearest_sentences=7).resolved().nearest_sentences == 7
+    assert StoryOptions(recipe="neural-storyteller").resolved().nearest_sentences == 5  # beside those it writes
     result = pipe(photos[0], recipe="neural-storyteller", captions="retrieve", beam_width=2, seed=1)
     assert len(result.captions) == len(SENTENCES)  # a hundred would be taken, if there were so many
     with pytest.raises(PictaleError, match="captions must be generate or retrieve or both"):
@@ -120,8 +122,10 @@ def test_the_number_of_sentences_is_the_recipes(pipe, photos):
 
 
 def test_a_story_goes_on_with_remembered_captions_and_keeps_them(pipe, photos, tmp_path):
-    story = pipe.start_story(photos, seed=1)
+    story = pipe.start_story(photos, seed=1, captions="generate")
     assert not any(c.remembered for photo in story.photos for c in photo.captions)
+    story = pipe.start_story(photos, seed=1)
+    assert [len([c for c in photo.captions if c.remembered]) for photo in story.photos] == [len(SENTENCES)] * 2
     story = pipe.start_story(photos, seed=1, captions="retrieve", nearest_sentences=2)
     assert [len(photo.captions) for photo in story.photos] == [2, 2]
     assert all(c.remembered for photo in story.photos for c in photo.captions)
@@ -203,9 +207,11 @@ def test_a_pipeline_brings_an_embedding_that_reads_with_its_encoder(photos, tmp_
 
 def test_an_embedding_of_another_captioner_only_takes_retrieval_away(photos, tmp_path):
     loaded = StoryPipeline.from_pretrained(save_with_embedding(tmp_path, tiny_captioner(seed=5)))
-    assert not loaded.can_retrieve and loaded(photos[0], seed=1).story
+    told = loaded(photos[0], seed=1)
+    assert not loaded.can_retrieve and told.story and not any(c.remembered for c in told.captions)
+    assert told == loaded(photos[0], seed=1, captions="generate")
     with pytest.raises(ModelFolderError, match="another backbone"):
-        loaded(photos[0], captions="both")
+        loaded(photos[0], captions="retrieve")
 
 
 # -- search ------------------------------------------------------------------------------------------------------------

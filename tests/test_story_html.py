@@ -145,12 +145,17 @@ def test_many_photos(pipe, example_photos, tmp_path):
     assert [row.photo for row in rows] == [example_photos[0].name, "=cmd.jpg", "photo 3"]
     single = pipe.start_story(example_photos[0], "horror", 5)
     assert rows[0].story == single.text and rows[0].captions[0].text == single.photos[0].captions[0].text
+    assert any(caption.remembered for caption in rows[0].captions)
     text = rows_to_csv(rows)
     assert text.startswith("\ufeff")
     table = list(csv.DictReader(io.StringIO(text[1:], newline="")))
     assert table[0]["caption"] == rows[0].captions[0].text and table[0]["score"] == "-0.5000"
+    written = [caption.text for caption in rows[0].captions if not caption.remembered]
+    assert table[0]["other captions"].split(" | ") == written[1:]
     assert table[1]["photo"] == "'=cmd.jpg" and "not a photo" in table[1]["problem"]
     assert not list(tell_many(pipe, [], seed=1)) and next(tell_many(pipe, [pixels])).story == ""
+    [one] = tell_many(pipe, [pixels], stories=True, style="horror", captions="retrieve")
+    assert one.captions[0].remembered and "%" not in rows_html([one], 1, stories=True)  # a cosine is no share
     page = Tags(rows_html([*rows, BatchRow(HOSTILE, problem=HOSTILE)], 9, stories=True))
     assert "script" not in page.tags and page.letters.count(HOSTILE) >= 3
     with pytest.raises(ImageError):

@@ -37,7 +37,7 @@ def test_json_is_one_object_a_line(model, photos, capsys):
     for record in records:
         assert list(record) == ["photo", "captions", "style", "seed", "story"]
         assert record["style"] == "horror" and record["seed"] == 3 and record["story"]
-        assert set(record["captions"][0]) == {"text", "score"}
+        assert set(record["captions"][0]) == {"text", "score", "remembered"}
 
 
 def test_people_read_captions_and_story_on_stdout_and_progress_on_stderr(model, photos, capsys):

@@ -13,6 +13,7 @@ import pytest
 from modeling import PictaleError, Story, StoryError
 from modeling.__main__ import main
 from modeling.endpoint_chat import Endpoint
+from modeling.story_types import Caption
 from modeling.writer_endpoint import EndpointWriter
 from tests.support.chat_server import KEY, delta, running_chat
 from tests.tiny import save_tiny_pipeline, tiny_pipeline
@@ -57,6 +58,15 @@ def test_a_story_is_asked_for_and_comes(pipe, chat):
     assert "longing" in system["content"] and "without title" in system["content"]
     assert ask["content"].startswith("Write a page of a romance novel. It shows: A dog runs on the beach. A red house.")
     assert ask["content"].endswith("about 60 words.")
+
+
+def test_what_a_photo_only_brings_to_mind_is_not_said_to_be_in_it(pipe, chat, example_photos):
+    captions = [Caption("A dog runs on the beach.", -0.5), Caption("A shark swims.", 0.6, remembered=True)]
+    pipe.tell(captions, **WISHES)
+    pipe.start_story(example_photos[0], captions=captions, **WISHES)
+    assert all("dog" in str(request) and "shark" not in str(request) for request in chat.requests)
+    pipe.tell(captions[1:], **WISHES)
+    assert "It shows: A shark swims." in chat.requests[-1]["messages"][-1]["content"]
 
 
 def test_words_arrive_before_the_end(pipe, chat):

@@ -195,9 +195,7 @@ def evaluate(
     if not styles or (strange := [style for style in styles if style not in known]):
         name = f"'{strange[0]}'" if styles else "any"
         raise DataError(f"No text of the style {name} was given, or the pipeline has none: choose from {known}.")
-    captions = [
-        caption for i in range(0, len(photos.images), 16) for caption in pipe.caption(photos.images[i : i + 16])
-    ]
+    captions = [caption for i in range(0, len(photos.images), 16) for caption in pipe.see(photos.images[i : i + 16])]
     tellers = Tellers(pipe, photos.images, captions, styles, library, seed)
     stories: dict[str, list[Told]] = {}
     missing: dict[str, str] = {}

@@ -34,7 +34,8 @@ SYSTEMS: dict[str, dict[str, Any] | None] = {
     "caption": None,
     "real": None,
 }
-SEEING = ("captions", "num_captions", "caption_beams")  # options that decide what is seen, not how it is told
+# options that decide what is seen, not how it is told
+SEEING = ("captions", "nearest_sentences", "num_captions", "caption_beams")
 REAL_WORDS = (60, 130)  # of a passage of a book, about the length of a story
 PASSAGES_A_BOOK = 150
 

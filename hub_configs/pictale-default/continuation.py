@@ -19,7 +19,7 @@ from .errors import ImageError, StoryError
 from .images import load_image
 from .story import Passage, Step, Story, StoryPhoto, check_sentence
 from .story_thread import carried_words, names_in, persons_in
-from .story_types import MAX_SEED, Caption, StoryOptions, Written, as_captions, check_seed
+from .story_types import MAX_SEED, Caption, StoryOptions, Written, as_captions, check_seed, written_captions
 from .text import content_words, growing_words
 from .word_forms import taken_up
 
@@ -169,7 +169,7 @@ class StoryContinuation:
             options=chosen,
             before=" ".join(passage.text for passage in so_far.passages),
             label=label,
-            captions=[caption.text for caption in so_far.photos[-1].captions] if so_far.photos else [],
+            captions=[c.text for c in written_captions(so_far.photos[-1].captions)] if so_far.photos else [],
             new_photo=photo is not None,
             view=view,
         )

@@ -48,15 +48,10 @@ class PictaleStoryteller(PreTrainedModel):
         Args:
             options: `style`, `seed`, and the fields of `StoryOptions`.
         """
-        counts = {name: options.get(name) for name in ("num_captions", "caption_beams")}
         pixels = pixel_values.to(self.captioner.device, self.captioner.dtype)
         with torch.no_grad():
             regions = self.captioner.encoder.extract(pixels)
-        captions = self.pipe.caption_regions(regions, counts["num_captions"], counts["caption_beams"])
-        views = [None] * len(captions)
-        if self.pipe.embedding is not None:
-            views = self.pipe.embedding.embed_images(regions)
-        return [self.pipe.tell(c, view=view, **options) for c, view in zip(captions, views, strict=True)]
+        return self.pipe.tell_regions(regions, **options)
 
 
 PictaleStoryteller.register_for_auto_class("AutoModel")

@@ -25,7 +25,7 @@ class ImageToStoryPipeline(Pipeline):
         All others are the fields of `StoryOptions`.
 
     Returns:
-        `story`, `style`, `seed` and `captions`, each with `generated_text` and `score`.
+        `story`, `style`, `seed` and `captions`, each with `generated_text`, `score` and `remembered`.
     """
 
     _load_processor = False
@@ -51,5 +51,8 @@ class ImageToStoryPipeline(Pipeline):
     def postprocess(self, outputs: dict[str, Any]) -> dict[str, Any]:
         result = outputs["results"]
         result = result[0] if isinstance(result, list) else result  # taken out of its list where there were several
-        captions = [{"generated_text": caption.text, "score": caption.score} for caption in result.captions]
+        captions = [
+            {"generated_text": caption.text, "score": caption.score, "remembered": caption.remembered}
+            for caption in result.captions
+        ]
         return {"story": result.story, "style": result.style, "seed": result.seed, "captions": captions}

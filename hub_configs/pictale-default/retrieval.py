@@ -18,7 +18,7 @@ import torch
 from .caption_bank import CaptionBank
 from .caption_text import normalise_caption
 from .errors import ImageError, ModelFolderError, PictaleError, TextError
-from .images import load_image
+from .images import load_images
 from .model_folder import load_component
 from .modeling_joint_embedding import PictaleJointEmbedding
 from .neighbours import Neighbour
@@ -31,7 +31,7 @@ KEPT_PHOTOS = 16
 
 
 class PhotoRetrieval:
-    """What `StoryPipeline` does with a joint embedding; expects `captioner`, `image_processor` and `caption`."""
+    """What `StoryPipeline` does with a joint embedding; expects `captioner`, `image_processor`, `caption_regions`."""
 
     embedding: PictaleJointEmbedding | None = None
     _bank: CaptionBank | None = None
@@ -196,16 +196,24 @@ class PhotoRetrieval:
     def embed_photos(self, images: Any) -> np.ndarray:
         """Vectors of photos in the joint space, float32 [photos, D], length 1."""
         embedding = self._embedding()
-        photos = [load_image(image) for image in (images if isinstance(images, (list, tuple)) else [images])]
-        return embedding.embed_images(self._regions(photos))
+        return embedding.embed_images(self._regions(load_images(images)))
 
     def views(self, images: Any, options: StoryOptions | None = None) -> list[np.ndarray | None]:
         """What `tell` takes as `view`: `embed_photos`, or None for each if photos are not looked at so here."""
-        options = options or self.options
-        photos = list(images) if isinstance(images, (list, tuple)) else [images]
-        if self.embedding is None or options.recipe != "pictale" or not options.weight_picture:
+        photos = load_images(images)
+        if not self._chooses_by_photo(options):  # then nothing needs to be looked at
             return [None] * len(photos)
-        return list(self.embed_photos(photos))
+        return self.view_regions(self._regions(photos), options)
+
+    def view_regions(self, regions: torch.Tensor, options: StoryOptions | None = None) -> list[np.ndarray | None]:
+        """`views` of the backbone's features of photos, [B, P, F]."""
+        if not self._chooses_by_photo(options):
+            return [None] * len(regions)
+        return list(self._embedding().embed_images(regions))
+
+    def _chooses_by_photo(self, options: StoryOptions | None) -> bool:
+        options = options or self.options
+        return self.embedding is not None and options.recipe == "pictale" and bool(options.weight_picture)
 
     def _embedding(self) -> PictaleJointEmbedding:
         if self.embedding is None:
@@ -238,17 +246,23 @@ class PhotoRetrieval:
 
     # -- captions of all kinds ---------------------------------------------------------------------------------------
     def see(self, images: Any, options: StoryOptions | None = None) -> list[tuple[Caption, ...]]:
-        """Captions of photos as `options.captions` says: written, remembered, or both, the written ones first."""
+        """Captions of photos as `options.captions` says: written, remembered, or both, the written ones first.
+
+        Raises:
+            ImageError: something that cannot be used as a photo, or an empty list.
+            ModelFolderError: `options.captions` is `retrieve`, and there are no sentences to remember.
+        """
+        return self.see_regions(self._regions(load_images(images)), options)
+
+    def see_regions(self, regions: torch.Tensor, options: StoryOptions | None = None) -> list[tuple[Caption, ...]]:
+        """`see` of the backbone's features of photos, [B, P, F]."""
         options = (options or self.options).resolved()
-        photos = [load_image(image) for image in (images if isinstance(images, (list, tuple)) else [images])]
-        written = remembered = [()] * len(photos)
+        written = remembered = [()] * len(regions)
         if options.captions != "retrieve":
-            written = self.caption(photos, options.num_captions, options.caption_beams)
-        if options.captions != "generate":
-            remembered = [
-                tuple(_as_caption(found) for found in near)
-                for near in self.nearest_sentences(photos, options.nearest_sentences)
-            ]
+            written = self.caption_regions(regions, options.num_captions, options.caption_beams)
+        if options.captions == "retrieve" or options.captions == "both" and self.can_retrieve:
+            nearest = self.bank.nearest(self._embedding().embed_images(regions), options.nearest_sentences)
+            remembered = [tuple(_as_caption(found) for found in near) for near in nearest]
         return [(*one, *other) for one, other in zip(written, remembered, strict=True)]
 
 

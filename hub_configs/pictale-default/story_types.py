@@ -62,9 +62,10 @@ class StoryOptions:
         num_captions: Captions per photo, the best beams of the captioner, whose vectors are averaged.
         caption_beams: Beam width of the captioner (at least `num_captions`).
         captions: What is said of a photo: `generate` has the captioner write it, `retrieve` takes the sentences of the
-            caption bank that lie nearest to the photo (as neural-storyteller did), `both` takes both.
-        nearest_sentences: So many of the bank; their vectors are averaged too. 0 is 100 with the recipe
-            `neural-storyteller`, as in the original, and 5 with the other.
+            caption bank that lie nearest to the photo (as neural-storyteller did), `both` takes both; a pipeline that
+            has no such sentences then only writes.
+        nearest_sentences: So many of the bank; their vectors are averaged too. 0 is 100 where the recipe
+            `neural-storyteller` retrieves, as in the original, and 5 otherwise.
         strength: s in f (x - r c) + s b; 0 tells in no style, above 1 exaggerates.
         caption_removal: r: how much of the captions' own style is taken away; 1 all, 0 nothing.
         accent: How strongly the decoder is told the style itself, beside the vector, in multiples of the strength; 0
@@ -101,7 +102,7 @@ class StoryOptions:
 
     num_captions: int = 3
     caption_beams: int = 3
-    captions: str = "generate"
+    captions: str = "both"
     nearest_sentences: int = 0
 
     strength: float = 1.0
@@ -160,7 +161,7 @@ class StoryOptions:
             return self if self.nearest_sentences else dataclasses.replace(self, nearest_sentences=5)
         return dataclasses.replace(
             self,
-            nearest_sentences=self.nearest_sentences or 100,
+            nearest_sentences=self.nearest_sentences or (100 if self.captions == "retrieve" else 5),
             beam_width=self.beam_width or 50,
             focus=1.0,
             accent=0.0,
@@ -291,6 +292,11 @@ def as_captions(captions: Sequence[Caption | str]) -> tuple[Caption, ...]:
     if not any(c.text.strip() for c in given):
         raise PictaleError("There is no caption to tell a story about: give at least one sentence.")
     return given
+
+
+def written_captions(captions: Sequence[Caption]) -> list[Caption]:
+    """Those written for the photo itself; all, if it only brought others to mind."""
+    return [caption for caption in captions if not caption.remembered] or list(captions)
 
 
 def check_seed(seed: int | None) -> int:

@@ -83,6 +83,11 @@ def load_image(source: Any) -> Image.Image:
     )
 
 
+def load_images(images: Any) -> list[Image.Image]:
+    """What `load_image` takes, or a list or tuple of that, as a list of images."""
+    return [load_image(image) for image in (images if isinstance(images, (list, tuple)) else [images])]
+
+
 def _read_path(source: str | os.PathLike) -> Image.Image:
     """Open a file by name, telling apart all the ways in which a name can be wrong."""
     text = os.fsdecode(source)
