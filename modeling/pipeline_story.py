@@ -329,7 +329,7 @@ class StoryPipeline(StoryContinuation, PhotoRetrieval, PipelineFiles):
         """`options.passages` passages as one growing text, each knowing the one before and what is told already.
 
         Args:
-            given: Captions and sentences of the user's, which it must agree with.
+            given: Captions and sentences of the user's, which it must agree with; nothing merely remembered.
             x: Their vector [D].
             words: Content words to take up, most wanted first.
             style: b [D].
@@ -449,7 +449,7 @@ class StoryPipeline(StoryContinuation, PhotoRetrieval, PipelineFiles):
         label, vector = self._style(style)
         shows = [caption.text for caption in written_captions(captions)]
         about = {"label": label, "captions": shows, "new_photo": True, "view": view}
-        yield from self._write_parts(texts, self.think(texts), words, vector, seed, o, **about)
+        yield from self._write_parts(shows, self.think(texts), words, vector, seed, o, **about)
 
     def _style(self, style: str | Style | Mapping[str, float] | None) -> tuple[str, np.ndarray]:
         """Label and vector of what a caller asked for."""

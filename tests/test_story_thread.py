@@ -60,6 +60,8 @@ def test_what_breaks_the_thread(before, text, breaks):
         ("A black dog and a man in white. The men walked in black coats.", []),
         ("The black-haired woman had a white horse.", []),
         ("Something red and the man.", []),
+        ("A black face came in, and his skin was brown.", ["black", "brown"]),
+        ("Her face was white, and his red face shone.", []),  # of fear and of anger
     ],
 )
 def test_colours_of_people(text, colours):

@@ -159,7 +159,7 @@ class StoryContinuation:
         so_far = story.add(step)
         parts = self._write_parts(
             given=[
-                *(caption.text for seen in so_far.photos for caption in seen.captions),
+                *(caption.text for seen in so_far.photos for caption in written_captions(seen.captions)),
                 *(passage.text for passage in so_far.passages if passage.origin == "user" or passage.edited),
             ],
             x=x,

@@ -30,7 +30,9 @@ _PERSONS = {
     ),
 }
 _PEOPLE = {*_PERSONS, *"person persons people child children kid kids figure figures couple crowd".split()}
+_FACES = frozenset("face faces skin".split())
 _COLOURS = frozenset("black white yellow red brown".split())
+_TURNING = frozenset("white red".split())  # what faces turn with fear or anger
 _SMALL_WORDS = frozenset("the a an his her their my your our its this that in on of with by to as who which".split())
 _BE = frozenset("is are was were".split())
 # words written with a capital that introduce nobody
@@ -125,16 +127,17 @@ class Cast:
 
 
 def colours_of_people(text: str) -> list[str]:
-    """Colours that a text says people are of: "a black man", "white and old people", "the boy was brown"."""
+    """Colours that a text says people are of: "a black man", "white and old people", "he was brown", "brown faces"."""
     words = [word for word in split_words(text, lowercase=True) if word[0].isalnum() or word == "-"]
     found = []
     for i, word in enumerate(words):
         if word not in _COLOURS or "-" in words[i + 1 : i + 2]:  # "black-haired"
             continue
+        people = _PEOPLE if word in _TURNING else _PEOPLE | _FACES
         before, after = words[max(i - 3, 0) : i], words[i + 1 : i + 4]
         after = after[1:] if after[:1] in (["and"], ["or"]) else after[:2]
-        is_attribute = after[:1] and (after[0] in _PEOPLE or (after[0] not in _SMALL_WORDS and after[-1] in _PEOPLE))
-        said_of = any(w in _BE and k and before[k - 1] in _PEOPLE for k, w in enumerate(before))
+        is_attribute = after[:1] and (after[0] in people or (after[0] not in _SMALL_WORDS and after[-1] in people))
+        said_of = any(w in _BE and k and before[k - 1] in people for k, w in enumerate(before))
         if is_attribute or said_of:
             found.append(word)
     return found
