@@ -102,11 +102,14 @@ def component_folder(pipeline: Path, name: str, what: str = "component", **hub: 
     A Hub id `org/model` is looked for as a folder inside the pipeline, then beside it (this is how hub_configs/ lies in
     the repository), then on the Hub; `org/model@revision` is always that revision from the Hub.
     """
+    return local_component(pipeline, name) or download(name, what, **hub)
+
+
+def local_component(pipeline: Path, name: str) -> Path | None:
+    """The folder of a component inside the pipeline or beside it, if it is there."""
     base = name.rsplit("/", 1)[-1]
-    for place in () if "@" in name else (pipeline / name, pipeline / base, pipeline.parent / base):
-        if place.is_dir():
-            return place
-    return download(name, what, **hub)
+    places = () if "@" in name else (pipeline / name, pipeline / base, pipeline.parent / base)
+    return next((place for place in places if place.is_dir()), None)
 
 
 def described(folder: Path) -> str:

@@ -1,6 +1,7 @@
 """Reports of all evaluations become figures of a folder, tables of its card, and a model-index that the Hub reads."""
 
 import json
+import shutil
 
 import pytest
 from huggingface_hub import ModelCard
@@ -179,6 +180,23 @@ def test_figures_of_other_weights_go(folder):
         read_figures(folder)
     assert [one["kind"] for one in add_reports(folder, [RETRIEVAL])] == ["retrieval"]
     assert "Nothing was measured" in (folder / "README.md").read_text()  # of captions
+
+
+def test_figures_of_a_pipeline_are_those_of_its_components(tmp_path):
+    pipeline, inside, beside = tmp_path / "pipe", tmp_path / "pipe" / "eyes", tmp_path / "my-decoder"
+    for place in (inside, beside):
+        place.mkdir(parents=True)
+        (place / "model.safetensors").write_bytes(b"weights")
+    components = {"captioner": "eyes", "encoder": "org/elsewhere", "decoder": "me/my-decoder"}
+    (pipeline / "pipeline.json").write_text(json.dumps({"components": components, "styles": []}))
+    assert set(add_reports(pipeline, [STORIES])[0]["components"]) == {"captioner", "decoder"}
+    assert len(read_figures(pipeline)) == 1
+    (beside / "model.safetensors").write_bytes(b"other weights")
+    with pytest.raises(ModelFolderError, match="other weights"):
+        read_figures(pipeline)
+    assert len(add_reports(pipeline, [STORIES])) == 1
+    shutil.rmtree(beside)  # published by itself, the components elsewhere
+    assert len(read_figures(pipeline)) == 1
 
 
 def test_places_in_a_card():

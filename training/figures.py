@@ -3,7 +3,7 @@
 A measurement is a JSON object
     kind      what was measured, a key of `KINDS`
     data, split, command    on what, and how; no dates, no paths of a machine
-    weights   fingerprint of the weights it belongs to
+    weights   fingerprint of the weights it belongs to; of a pipeline also those of its `components`
     rows      figures by the name of a row of the table, then by metric; [value, low, high] where there is an interval
     beside    names of the rows that are not about these weights: baselines, and figures of papers
 """
@@ -77,8 +77,9 @@ def _sentence_rows(report: Mapping[str, Any], label: str) -> tuple[dict[str, Map
 
 
 def _story_rows(report: Mapping[str, Any], label: str) -> tuple[dict[str, Mapping[str, Any]], list[str]]:
-    baselines = ("neural-storyteller", "bookshelf", "caption", "real")
-    return dict(report["systems"]), [name for name in report["systems"] if name in baselines]
+    baselines = ("bookshelf", "caption", "real")
+    beside = [name for name in report["systems"] if name in baselines or name.startswith("neural-storyteller")]
+    return dict(report["systems"]), beside
 
 
 def _perplexity_rows(report: Mapping[str, Any], label: str) -> tuple[dict[str, Mapping[str, Any]], list[str]]:

@@ -18,7 +18,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from yaml import YAMLError
 
 from modeling.errors import ModelFolderError, PictaleError
+from modeling.model_folder import PIPELINE_FILE, local_component, read_pipeline_file
 
 from .figures import Measurement, add_measurement, measurement, model_index, with_tables, without_place
 
@@ -108,20 +109,41 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def component_fingerprints(folder: Path) -> dict[str, str]:
+    """Fingerprint of each component of a pipeline that lies in it or beside it."""
+    if not (folder / PIPELINE_FILE).is_file():
+        return {}
+    names = read_pipeline_file(folder)["components"]
+    places = {part: local_component(folder, name) for part, name in names.items()}
+    return {part: fingerprint(place) for part, place in places.items() if place is not None}
+
+
 def read_figures(folder: Path) -> list[Measurement]:
     """What is in `figures.json`, or nothing.
 
     Raises:
-        ModelFolderError: it is damaged, or was measured on other weights than the folder's.
+        ModelFolderError: it is damaged, or was measured on other weights than those of the folder, or of its components
+            as far as they lie here.
     """
     path = folder / FIGURES_FILE
     if not path.is_file():
         return []
     figures = _read(path)
-    now = fingerprint(folder)
-    if wrong := [one["command"] for one in figures if one["weights"] != now]:
+    is_of = _belongs(folder)
+    if wrong := [one["command"] for one in figures if not is_of(one)]:
         raise ModelFolderError(f"{path} tells of other weights than these: measure again, with `{wrong[0]}`.")
     return figures
+
+
+def _belongs(folder: Path) -> Callable[[Measurement], bool]:
+    """Tells whether a measurement is of the weights that lie here."""
+    now, parts = fingerprint(folder), component_fingerprints(folder)
+
+    def belongs(one: Measurement) -> bool:
+        there = one.get("components", {})
+        return one["weights"] == now and all(there.get(part, digest) == digest for part, digest in parts.items())
+
+    return belongs
 
 
 def _read(path: Path) -> list[Measurement]:
@@ -197,11 +219,12 @@ def add_reports(
     Raises:
         ModelFolderError: something that is no report, or a card that cannot be read. Nothing is written then.
     """
-    path, now = folder / FIGURES_FILE, fingerprint(folder)
-    figures = [one for one in _read(path) if one["weights"] == now] if path.is_file() else []
+    path, now, parts = folder / FIGURES_FILE, fingerprint(folder), component_fingerprints(folder)
+    figures = list(filter(_belongs(folder), _read(path))) if path.is_file() else []
     place = f"hub_configs/{folder.resolve().name}" if folder.resolve().parent.name == "hub_configs" else folder.name
     for report in reports:
-        figures = add_measurement(figures, measurement(report, now, place, label, command))
+        one = measurement(report, now, place, label, command)
+        figures = add_measurement(figures, one | ({"components": parts} if parts else {}))
     card = update_card(folder, figures)
     write_text(path, json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
     if card is not None:
