@@ -34,7 +34,7 @@ SCORES = {
     "natural": "how much it reads as if a person wrote it",
     "repetition": "how many of its turns of phrase were said before (counts against it)",
     "echo": "how many of its words were said before (counts against it)",
-    "speech": "whether somebody speaks in it (counts against it)",
+    "speech": "whether somebody speaks in it (counts against it, twice at the beginning or after speech)",
     "ending": "whether it ends as a sentence does",
     "length": "whether it is neither short nor long",
     "thread": "how often it brings in somebody new, turns a “he” into a “she”, or colours people (counts against it)",

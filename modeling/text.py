@@ -67,7 +67,7 @@ def clean_text(text: str) -> str:
     text = re.sub(r"([(\[“])\s+", r"\1", text)
     text = re.sub(r"(?<=\w)\s*-\s*(?=\w)", "-", text)
     text = re.sub(r"\b(\w+)( \1\b)+", _drop_repeat, text, flags=re.IGNORECASE)
-    text = _balance_quotes(text)
+    text = re.sub(r"—\s+(?=\w)", "—", _balance_quotes(text))  # a mark between them is gone
     text = re.sub(r"([,;:])[,;:]+", r"\1", text)
     text = _SPACE.sub(" ", re.sub(r"\s'(?=\s|$)", " ", text)).strip()
     text = re.sub(r"^[,.;:!?)\]”—\s-]+", "", text)

@@ -92,7 +92,18 @@ def test_echo_counts_words_that_were_told_before_in_any_form(rank):
 
 
 def test_speech_is_what_stands_in_quotation_marks(rank):
-    assert [row["speech"] for row in scores(rank(), "“A dog,” she said.", "A dog slept.")] == [1, 0]
+    said, silent = "“A dog,” she said.", "A dog slept."
+
+    def counted(ranking):
+        return [row["speech"] for row in scores(ranking, said, silent)]
+
+    assert counted(rank(before="The dogs ran.")) == [1, 0]
+    assert counted(rank(before="“A dog,” she said.")) == [1, 0]  # told since
+    assert counted(rank()) == counted(rank(before="She said: “A dog.” ")) == [2, 0]
+    ranking = rank(before="“No,” she said. The dogs ran.")
+    ranking.score(propose("She said: “A dog.”"))
+    ranking.keep(0, "She said: “A dog.”")
+    assert counted(ranking) == [2, 0]
 
 
 def test_repetition_counts_what_was_told_before_or_twice(rank):

@@ -53,6 +53,7 @@ def test_tokenizer_survives_saving(tmp_path):
         ("and i saw it ,", "And I saw it."),
         (", . well", "Well."),
         ("he said . ” she left", "He said. She left."),
+        ("down the road — ” he said", "Down the road—he said."),
         ("<unk> saw <unk> dog", "Saw dog."),
         ("said he , ' yet , he went ' home '", "Said he, yet, he went home."),
         ("", ""),

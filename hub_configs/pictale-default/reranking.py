@@ -14,7 +14,8 @@ passage as it would be with the candidate, x the captions' vector, c the mean of
     repetition  share of its word trigrams, and of its word pairs with a content word, that the story or the candidate
                 itself had before (the mean of both), 0..1
     echo        share of its content words that the story or the candidate had before, in any inflected form, 0..1
-    speech      1 if somebody speaks in it, else 0: what is said aloud tells less of a picture, and makes less sense
+    speech      1 if somebody speaks in it, 2 if the story begins so or the sentence before was speech, else 0: what is
+                said aloud tells less of a picture, and makes less sense
     ending      1 if it ends as a sentence does, 0 if it was cut off
     length      1 for 8 to 30 words a sentence, falling to 0 at no words and at 60
     thread      how often it breaks the thread of the story: new names, a sex that nobody has, a coat's colour given to
@@ -144,6 +145,7 @@ class Ranking:
         before = f"{self.wish.before} {self.text}"
         cast, told = Cast.of(self.wish.given, before, self.vocabulary), set(_ngrams(before))
         said = set(_content(before))
+        spoken = 2.0 if not before.strip() or before.rstrip().endswith("”") else 1.0
         rows = [
             {
                 "grounding": _cosine(thought - self.base, self.wish.seen),
@@ -154,7 +156,7 @@ class Ranking:
                 "natural": float(odds[part].mean()),
                 "repetition": _repetition(proposal.text, told),
                 "echo": _echo(proposal.text, said),
-                "speech": float("“" in proposal.text),
+                "speech": spoken * ("“" in proposal.text),
                 "ending": float(proposal.finished),
                 "length": _length(proposal.text, part.stop - part.start),
                 "thread": float(cast.breaks(proposal.text, self.vocabulary)),
