@@ -26,7 +26,7 @@ def visit(page: Any, url: str, screenshot: Path, started: float) -> None:
     page.locator("input[type=file]").first.set_input_files(PHOTO)
     page.locator("#captions li").first.wait_for()
     print(f"captions  {time.monotonic() - started:5.1f} s", flush=True)
-    for caption in page.locator("#captions li").all_inner_texts():
+    for caption in page.locator("#captions li:visible").all_inner_texts():
         print(f"    {caption.strip()}")
     page.get_by_label("Adventure").check()
     tell.click()
