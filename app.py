@@ -16,8 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-# Visitors' threads share few cores: torch's own threads must not spin while they wait. Read when torch is imported.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# One core for each story, and one for captions and the page itself: visits run in threads of their own, and torch's
+# helpers of several threads wait for each other so long that a story takes twice the time. Read when torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from modeling.quick_imports import quick_imports
 
@@ -36,13 +37,14 @@ with quick_imports():
 if TYPE_CHECKING:
     from modeling import StoryPipeline
 
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 EXAMPLES = sorted((Path(__file__).parent / "hub_configs" / "pictale-default" / "examples").glob("*.jpg"))
 STYLES = tuple(SPINES)
 LABELS = {name: style_in_words(name) for name in STYLES}
 
 # Queues: so many at the same moment, the others wait for their turn. Captions, which take a tenth of a second, never
 # wait for a story; nobody waits for somebody else's book or hundred photos.
-os.environ.setdefault("GRADIO_DEFAULT_CONCURRENCY_LIMIT", "1")
+os.environ.setdefault("GRADIO_DEFAULT_CONCURRENCY_LIMIT", str(min(max(CORES - 1, 1), 4)))
 STORIES = {"concurrency_id": "stories", "concurrency_limit": "default"}
 SEEING = {"concurrency_id": "seeing", "concurrency_limit": 1}
 READING = {"concurrency_id": "reading", "concurrency_limit": 1}

@@ -146,12 +146,15 @@ class Ranking:
         cast, told = Cast.of(self.wish.given, before, self.vocabulary), set(_ngrams(before))
         said = set(_content(before))
         spoken = 2.0 if not before.strip() or before.rstrip().endswith("”") else 1.0
+        views = np.stack([now for _, _, now in self._sums])  # [N, E]
+        picture = _cosines(views, self.wish.view[None])[:, 0] if self._sees() else np.zeros(len(proposals))
+        grounding, style = _cosines(thoughts - self.base, self.wish.seen[None])[:, 0], self._style(thoughts)
         rows = [
             {
-                "grounding": _cosine(thought - self.base, self.wish.seen),
-                "picture": _cosine(now, self.wish.view) if self._sees() else 0.0,
+                "grounding": float(grounding[i]),
+                "picture": float(picture[i]),
                 "words": self._recall(proposal.text),
-                "style": self._style(thought),
+                "style": float(style[i]),
                 "fluency": proposal.log_prob,
                 "natural": float(odds[part].mean()),
                 "repetition": _repetition(proposal.text, told),
@@ -161,7 +164,7 @@ class Ranking:
                 "length": _length(proposal.text, part.stop - part.start),
                 "thread": float(cast.breaks(proposal.text, self.vocabulary)),
             }
-            for proposal, thought, part, (_, _, now) in zip(proposals, thoughts, parts, self._sums, strict=True)
+            for i, (proposal, part) in enumerate(zip(proposals, parts, strict=True))
         ]
         totals = weighted_sums(rows, self.options)
         return [Candidate(p.text, t, row) for p, t, row in zip(proposals, totals, rows, strict=True)]
@@ -174,12 +177,12 @@ class Ranking:
         wanted = self.wish.content
         return len(taken_up(wanted, content_words([self.text, text]))) / max(len(wanted), 1)
 
-    def _style(self, thought: np.ndarray) -> float:
+    def _style(self, thoughts: np.ndarray) -> np.ndarray:
+        """How much of its style each of the thoughts has [N, D] -> [N]."""
         if not len(self.targets):
-            return 0.0
-        cosines = np.array([_cosine(thought - self.middle, b - self.middle) for b in self.targets])
-        shares = np.exp(STYLE_SHARPNESS * cosines)
-        return float(shares[0] / shares.sum())
+            return np.zeros(len(thoughts))
+        shares = np.exp(STYLE_SHARPNESS * _cosines(thoughts - self.middle, self.targets - self.middle))
+        return shares[:, 0] / shares.sum(1)
 
 
 def weighted_sums(rows: Sequence[Mapping[str, float]], options: StoryOptions) -> list[float]:
@@ -194,8 +197,10 @@ def weighted_sums(rows: Sequence[Mapping[str, float]], options: StoryOptions) ->
     return totals.tolist()
 
 
-def _cosine(a: np.ndarray, b: np.ndarray) -> float:
-    return float(a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-8))
+def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Of each row of a [N, D] with each of b [M, D] -> [N, M]."""
+    lengths = np.linalg.norm(a, axis=1)[:, None] * np.linalg.norm(b, axis=1)
+    return a @ b.T / np.maximum(lengths, 1e-8)
 
 
 def _words(text: str) -> list[str]:

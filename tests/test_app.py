@@ -3,6 +3,9 @@
 import base64
 import json
 import math
+import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -18,7 +21,7 @@ import app
 from modeling import Story, StoryPipeline, load_image
 from modeling.page_programs import describe
 from tests.fakes import STYLES, FakePipeline
-from tests.serving import served
+from tests.serving import REPOSITORY, served
 from tests.tiny import BOOK, save_tiny_pipeline, tiny_embedding, tiny_pipeline
 
 
@@ -269,6 +272,21 @@ def test_building_the_page_loads_nothing():
         raise AssertionError("the pipeline was asked for before anybody needed it")
 
     assert isinstance(app.Page(get).blocks, gr.Blocks)
+
+
+@pytest.mark.parametrize(("wanted", "threads"), [({}, 1), ({"OMP_NUM_THREADS": "2"}, 2)])
+def test_a_story_takes_one_core_unless_told_otherwise(wanted, threads):
+    """Visits run in many threads, and torch's helpers of several threads hold each other up."""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"} | wanted
+    said = subprocess.run(
+        [sys.executable, "-c", "import app, torch; print(torch.get_num_threads())"],
+        cwd=REPOSITORY,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(said.stdout) == min(threads, os.cpu_count())
 
 
 def test_examples_ship_with_their_attribution(example_photos):

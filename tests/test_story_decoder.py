@@ -5,6 +5,7 @@ import torch
 from transformers import AutoModelForSeq2SeqLM
 
 from modeling import PictaleStoryDecoderForConditionalGeneration
+from modeling.modeling_story_decoder import StoryConditionOutput
 from tests.tiny import tiny_decoder
 
 LENGTH = dict(max_new_tokens=7, min_new_tokens=1)
@@ -55,6 +56,21 @@ def test_batch_equals_singles(model, inputs):
         alone = {k: v[i : i + 1] for k, v in inputs.items()}
         out = model(**alone, decoder_input_ids=torch.tensor([[1, 6]])).logits[0, -1]
         torch.testing.assert_close(together[i], out, rtol=0, atol=1e-5)
+
+
+def test_a_step_for_many_is_the_forward_pass_of_each(model, inputs):
+    """With nothing before it and with a state, three conditions and four passages under each."""
+    model.eval()
+    conditions = model.conditions(**inputs)
+    torch.manual_seed(2)
+    ids, h = torch.randint(4, 20, (3, 5, 4)), None
+    for t in range(5):
+        logits, h = model.step(conditions, ids[:, t], h)
+        for g in range(3):
+            parts = (part[g : g + 1].expand(4, *part.shape[1:]) for part in conditions.to_tuple())
+            whole = model(encoder_outputs=StoryConditionOutput(*parts), decoder_input_ids=ids[g, : t + 1].t())
+            torch.testing.assert_close(logits[g], whole.logits[:, -1], rtol=0, atol=1e-5)
+            torch.testing.assert_close(h[:, g], whole.past_key_values.h, rtol=0, atol=1e-5)
 
 
 def test_a_beginning_has_no_passage_before(model, inputs):

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .modeling_story_decoder import GRUState, PictaleStoryDecoderForConditionalGeneration, StoryConditionOutput
+from .modeling_story_decoder import PictaleStoryDecoderForConditionalGeneration, StoryConditionOutput
 
 STRAGGLERS = 0.25  # share of the sentences of a batch that is not waited for
 
@@ -203,51 +203,42 @@ def _sample(
 ) -> Continuations | None:
     config = decoder.config
     device, sides = conditions[0].device, len(conditions[0])  # G
-    conditions = StoryConditionOutput(*(part.repeat_interleave(count, 0) for part in conditions.to_tuple()))
     sequences = start.ids.expand(count, -1)  # [N, T]
-    states = None if start.state is None else start.state.repeat_interleave(count, 1)  # [L, G * N, H]
     finished = torch.zeros(count, dtype=torch.bool, device=device)
     total, length = torch.zeros(count, device=device), torch.zeros(count, device=device)
     already = start.written
-    written = torch.zeros(count, config.vocab_size, device=device)  # times each word was written
-    written.index_add_(1, start.ids[1 + start.context :], written.new_ones(count, len(already)))
-    weight = options.presence_penalty if penalized is None else options.presence_penalty * penalized
+    weight = torch.full((config.vocab_size,), options.presence_penalty, device=device)
+    weight = weight if penalized is None else weight * penalized
     limit = options.max_new_tokens - len(already)
     limit = limit if marks is None else min(limit, options.max_sentence_tokens)
+    rows = torch.arange(count, device=device)  # [A]: those that still go on; nothing is computed for the others
+    states = None if start.state is None else start.state.unsqueeze(2).expand(-1, -1, count, -1)  # [L, G, A, H]
+    ends = None if states is None else states.contiguous()  # [L, G, N, H]
     for step in range(limit):
-        output = decoder(
-            decoder_input_ids=sequences[:, -1:].repeat(sides, 1),
-            encoder_outputs=conditions,
-            past_key_values=None if states is None else GRUState(states),
-            use_cache=True,
-        )
-        read = output.past_key_values.h
-        states = read if states is None else torch.where(finished.repeat(sides).view(1, -1, 1), states, read)
-        raw = output.logits[:count, -1]  # [N, V]
-        guided = raw
-        if sides > 1:
-            other = output.logits[count:, -1]
-            guided = other + options.guidance * (raw - other)
-        log_probs = guided - weight * written
+        going = sequences[rows]  # [A, T]
+        by_side, states = decoder.step(conditions, going[:, -1].expand(sides, -1), states)  # [G, A, V]
+        ends = states if ends is None else ends.index_copy(2, rows, states)
+        raw = by_side[0]
+        log_probs = torch.lerp(by_side[1], raw, options.guidance) if sides > 1 else raw.clone()
+        written = going[:, 1 + start.context :]
+        log_probs.scatter_add_(1, written, -weight[written])  # for each time a word was written
         early = len(already) + step < options.min_new_tokens
         may_decline = marks is not None and step == 0 and already and not early
         if may_decline and draw(log_probs[:1], generator, options) == config.eos_token_id:
             return None  # all rows stand at the same place, so the first speaks for all
-        bar_words(log_probs, sequences, decoder, options, no_end=early or marks is not None)
-        chosen = draw(log_probs, generator, options).masked_fill(finished, config.pad_token_id)  # [N]
-        total += raw.gather(1, chosen.unsqueeze(1)).squeeze(1).masked_fill(finished, 0.0)
-        length += ~finished
-        written.scatter_add_(1, chosen.unsqueeze(1), written.new_ones(count, 1))
-        sequences = torch.cat([sequences, chosen.unsqueeze(1)], 1)
-        if marks is None:
-            finished = finished | (chosen == config.eos_token_id)
-        else:
-            finished = finished | _sentence_over(sequences, start, marks)
+        bar_words(log_probs, going, decoder, options, no_end=early or marks is not None)
+        chosen = draw(log_probs, generator, options)  # [A]
+        total[rows] += raw.gather(1, chosen.unsqueeze(1)).squeeze(1)
+        length[rows] += 1
+        ids = sequences.new_full((count,), config.pad_token_id).index_copy(0, rows, chosen)
+        sequences = torch.cat([sequences, ids.unsqueeze(1)], 1)
+        over = chosen == config.eos_token_id if marks is None else _sentence_over(sequences[rows], start, marks)
+        finished[rows] = over
         waiting = 0 if marks is None else int(STRAGGLERS * count)
         if int((~finished).sum()) <= waiting:
             break
-    states = states.unflatten(1, (sides, count))
-    return Continuations(sequences, states, total / length.clamp_min(1), finished, start)
+        rows, states = rows[~over], states[:, :, ~over]
+    return Continuations(sequences, ends, total / length.clamp_min(1), finished, start)
 
 
 def _sentence_over(sequences: torch.Tensor, start: Draft, marks: SentenceMarks) -> torch.Tensor:

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.utils import ModelOutput
@@ -278,6 +279,40 @@ class PictaleStoryDecoderForConditionalGeneration(PreTrainedModel, GenerationMix
         start = labels.new_full((labels.size(0), 1), self.config.decoder_start_token_id)
         shifted = torch.cat([start, labels[:, :-1]], 1)
         return shifted.masked_fill(shifted == -100, self.config.pad_token_id)
+
+    @torch.no_grad()
+    def step(
+        self, conditions: StoryConditionOutput, ids: torch.Tensor, h: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """One more word for many passages under the same conditions: what `forward` gives, without dropout, in less
+        time, because what the conditions add to the gates and to the output is computed once and not for each passage.
+
+        Args:
+            conditions: Of a batch of G.
+            ids: The words to read, N passages for each of the conditions [G, N].
+            h: State before them [L, G, N, H]; None at the beginning.
+
+        Returns:
+            Log-probabilities of every next word [G, N, V] and the state after them [L, G, N, H].
+        """
+        condition, content, mask = conditions.to_tuple()  # [G, 1, C], [G, J, E], [G, J]
+        if h is None:
+            layers = self.initial(condition).tanh().unflatten(-1, (self.config.num_hidden_layers, -1))  # [G, 1, L, H]
+            h = layers.permute(2, 0, 1, 3).expand(-1, -1, ids.size(1), -1)
+        states, after = self.words.embed(ids), []
+        for layer, before in enumerate(h):
+            w_x, w_h, b_x, b_h = self.gru.all_weights[layer]
+            split = self.config.embedding_size if layer == 0 else self.config.hidden_size
+            x = F.linear(states, w_x[:, :split])  # [G, N, 3H]
+            x = x + (F.linear(condition, w_x[:, split:], b_x) if layer == 0 else b_x)
+            u = F.linear(before, w_h, b_h)
+            size = 2 * self.config.hidden_size
+            reset, update = (x[..., :size] + u[..., :size]).sigmoid_().chunk(2, -1)
+            states = torch.addcmul(x[..., size:], reset, u[..., size:]).tanh_().lerp(before, update)
+            after.append(states)
+        context, _ = self.attend(states, content, mask)
+        hidden = self.output_state(states) + self.output_content(context.to(states.dtype))
+        return self.words.log_probs(hidden + self.output_condition(condition)), torch.stack(after)
 
     @torch.no_grad()
     def score(self, encoder_outputs: StoryConditionOutput, sequences: torch.Tensor) -> torch.Tensor:
