@@ -35,6 +35,8 @@ _COLOURS = frozenset("black white yellow red brown".split())
 _TURNING = frozenset("white red".split())  # what faces turn with fear or anger
 _SMALL_WORDS = frozenset("the a an his her their my your our its this that in on of with by to as who which".split())
 _BE = frozenset("is are was were".split())
+# what a first sentence does not begin with unless something came before it
+_GOING_ON = frozenset("and but or nor so then yet".split())
 # words written with a capital that introduce nobody
 _NO_NAMES = frozenset(
     "Mr Mrs Miss Dr Sir Madam Lord Lady God Christmas English French German American Monday Tuesday Wednesday Thursday "
@@ -124,6 +126,12 @@ class Cast:
             gender = gender or _PERSONS.get(word)
             known |= {gender} if gender else set()
         return count
+
+
+def begins_in_the_middle(text: str) -> bool:
+    """Whether a story that begins so seems to go on from something: "But the man ...", "Then ...", "She had ..."."""
+    first = next((word for word in split_words(text, lowercase=True) if word[0].isalpha()), "")
+    return first in _GOING_ON or first in _PRONOUNS or first in ("they", "them", "their")
 
 
 def colours_of_people(text: str) -> list[str]:

@@ -106,6 +106,12 @@ def test_speech_is_what_stands_in_quotation_marks(rank):
     assert counted(ranking) == [2, 0]
 
 
+def test_only_a_story_must_not_begin_in_the_middle(rank):
+    texts = ("But the dog slept.", "The dog slept.")
+    assert [row["thread"] for row in scores(rank(), *texts)] == [1, 0]
+    assert [row["thread"] for row in scores(rank(before="The dogs ran."), *texts)] == [0, 0]
+
+
 def test_repetition_counts_what_was_told_before_or_twice(rank):
     ranking = rank(before="The old lady said no. The dog sleeps on the beach.")
     rows = scores(

@@ -2,7 +2,16 @@
 
 import pytest
 
-from modeling.story_thread import CARRY_DECAY, Cast, carried_words, colours_of_people, last_words, names_in, persons_in
+from modeling.story_thread import (
+    CARRY_DECAY,
+    Cast,
+    begins_in_the_middle,
+    carried_words,
+    colours_of_people,
+    last_words,
+    names_in,
+    persons_in,
+)
 
 # as decoders have it: a word written small most of the time comes before its capital form, which may be missing
 VOCABULARY = {
@@ -96,3 +105,15 @@ def test_what_was_dropped_long_ago_fades():
 
 def test_persons():
     assert persons_in("The boy saw his mother, and the boy ran.") == ["boy", "mother"]
+
+
+@pytest.mark.parametrize(
+    "text", ["But the man was gone.", "“And then?” he asked.", "She had seen it.", "They were two."]
+)
+def test_openings_that_go_on_from_nothing(text):
+    assert begins_in_the_middle(text)
+
+
+@pytest.mark.parametrize("text", ["The man was gone.", "It was a dark night.", "I saw them.", "Andrew ran.", "", "…"])
+def test_openings_of_their_own(text):
+    assert not begins_in_the_middle(text)

@@ -19,7 +19,7 @@ passage as it would be with the candidate, x the captions' vector, c the mean of
     ending      1 if it ends as a sentence does, 0 if it was cut off
     length      1 for 8 to 30 words a sentence, falling to 0 at no words and at 60
     thread      how often it breaks the thread of the story: new names, a sex that nobody has, a coat's colour given to
-                its man (`Cast.breaks`), 0..
+                its man (`Cast.breaks`), an opening that goes on from nothing (`begins_in_the_middle`), 0..
 
 The first six are brought to mean 0 and deviation 1 over the candidates of a choice, so that their weights mean the
 same for every model (a deviation below the one in `SMALL` counts as that, for differences too small to matter). The
@@ -43,7 +43,7 @@ import numpy as np
 
 from .modeling_skip_thoughts import PictaleSkipThoughtsEncoder
 from .naturalness import Naturalness
-from .story_thread import Cast
+from .story_thread import Cast, begins_in_the_middle
 from .story_types import Candidate, StoryOptions
 from .text import content_words, is_content_word, split_sentences
 from .word_forms import base_form, taken_up
@@ -145,7 +145,8 @@ class Ranking:
         before = f"{self.wish.before} {self.text}"
         cast, told = Cast.of(self.wish.given, before, self.vocabulary), set(_ngrams(before))
         said = set(_content(before))
-        spoken = 2.0 if not before.strip() or before.rstrip().endswith("”") else 1.0
+        opening = not before.strip()
+        spoken = 2.0 if opening or before.rstrip().endswith("”") else 1.0
         views = np.stack([now for _, _, now in self._sums])  # [N, E]
         picture = _cosines(views, self.wish.view[None])[:, 0] if self._sees() else np.zeros(len(proposals))
         grounding, style = _cosines(thoughts - self.base, self.wish.seen[None])[:, 0], self._style(thoughts)
@@ -162,7 +163,9 @@ class Ranking:
                 "speech": spoken * ("“" in proposal.text),
                 "ending": float(proposal.finished),
                 "length": _length(proposal.text, part.stop - part.start),
-                "thread": float(cast.breaks(proposal.text, self.vocabulary)),
+                "thread": float(
+                    cast.breaks(proposal.text, self.vocabulary) + (opening and begins_in_the_middle(proposal.text))
+                ),
             }
             for i, (proposal, part) in enumerate(zip(proposals, parts, strict=True))
         ]
