@@ -135,7 +135,7 @@ class StoryOptions:
     weight_words: float = 0.5
     weight_style: float = 1.0
     weight_fluency: float = 1.5
-    weight_natural: float = 1.5
+    weight_natural: float = 1.0
     weight_repetition: float = 6.0
     weight_echo: float = 4.0
     weight_speech: float = 2.0
