@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from .modeling_story_decoder import GRUState, PictaleStoryDecoderForConditionalGeneration, StoryConditionOutput
+from .modeling_story_decoder import PictaleStoryDecoderForConditionalGeneration, StoryConditionOutput
 from .sampling import Continuations, Draft, SamplingOptions, bar_words, begin
 
 
@@ -36,16 +36,11 @@ def beam_passages(
     end = decoder.config.eos_token_id
     sequences = start.ids.unsqueeze(0)  # [B, T], at first one beam
     states, total = start.state, torch.zeros(1, device=sequences.device)
+    states = None if states is None else states.unsqueeze(2)  # [L, 1, B, H]
     done: list[tuple[float, torch.Tensor, torch.Tensor, bool]] = []
     for step in range(options.max_new_tokens - len(start.written)):
-        parts = (part.expand(len(sequences), *part.shape[1:]) for part in conditions.to_tuple())
-        output = decoder(
-            decoder_input_ids=sequences[:, -1:],
-            encoder_outputs=StoryConditionOutput(*parts),
-            past_key_values=None if states is None else GRUState(states),
-            use_cache=True,
-        )
-        log_probs = output.logits[:, -1]  # [B, V]
+        log_probs, states = decoder.step(conditions, sequences[None, :, -1], states)
+        log_probs = log_probs[0]  # [B, V]
         # the first word is never the end: neural-storyteller threw an empty passage away afterwards
         early = len(start.written) + step < max(options.min_new_tokens, 1)
         bar_words(log_probs, sequences, decoder, options, no_end=early)
@@ -54,13 +49,13 @@ def beam_passages(
         total, places = best.topk(min(width - len(done), int(best.isfinite().sum())))
         rows = places // words.size(1)
         sequences = torch.cat([sequences[rows], words.flatten()[places].unsqueeze(1)], 1)
-        states = output.past_key_values.h.index_select(1, rows)
+        states = states.index_select(2, rows)
         over = sequences[:, -1] == end
-        done += [(float(total[i]), sequences[i], states[:, i], True) for i in over.nonzero().flatten().tolist()]
-        sequences, states, total = sequences[~over], states[:, ~over], total[~over]
+        done += [(float(total[i]), sequences[i], states[:, 0, i], True) for i in over.nonzero().flatten().tolist()]
+        sequences, states, total = sequences[~over], states[:, :, ~over], total[~over]
         if len(done) >= width or not len(sequences):
             break
-    done += [(float(total[i]), sequences[i], states[:, i], False) for i in range(len(sequences))]
+    done += [(float(total[i]), sequences[i], states[:, 0, i], False) for i in range(len(sequences))]
     done.sort(key=lambda beam: -beam[0])
     totals, rows, last, finished = zip(*done, strict=True)
     lengths = torch.tensor([len(row) - len(start.ids) for row in rows])
