@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .errors import PictaleError, StoryError, StyleError
+from .memory import give_back_memory
 from .story import Story
 from .story_types import Caption
 from .styles import Style, parse_style
@@ -135,10 +136,15 @@ class Visit:
         )
         photos = self.photos if seen is None else (*self.photos, seen.photo)
         end = time.monotonic() + MAX_SECONDS
-        for story in stories:
-            yield dataclasses.replace(self, story=story, photos=photos)
-            if time.monotonic() > end:
-                raise StoryError("This passage took too long and was stopped: go on with what there is, or try again.")
+        try:
+            for story in stories:
+                yield dataclasses.replace(self, story=story, photos=photos)
+                if time.monotonic() > end:
+                    raise StoryError(
+                        "This passage took too long and was stopped: go on with what there is, or try again."
+                    )
+        finally:
+            give_back_memory()
 
     # -- changing ----------------------------------------------------------------------------------------------------
     def undo(self) -> Visit:
