@@ -37,7 +37,8 @@ SCORES = {
     "speech": "whether somebody speaks in it (counts against it, twice at the beginning or after speech)",
     "ending": "whether it ends as a sentence does",
     "length": "whether it is neither short nor long",
-    "thread": "how often it brings in somebody new, turns a “he” into a “she”, or colours people (counts against it)",
+    "thread": "how often it begins in the middle, brings in somebody new, turns a “he” into a “she”, or colours people "
+    "(counts against it)",
 }
 
 
