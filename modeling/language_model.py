@@ -27,7 +27,7 @@ from .model_folder import download, load_component, looks_like_hub_id
 from .sampling import SamplingOptions, bar_repeats, draw
 from .text import is_content_word
 
-CACHES = ("past_key_values", "cache_params", "state", "mems")  # what models call what they remember of a text
+CACHES = ("cache", "past_key_values", "cache_params", "state", "mems")  # what models call what they remember of a text
 TEXT_FILES = (".json", ".txt", ".model", ".jinja")  # configuration and tokenizer
 OTHER_WORDS = 0.15  # share of the presence penalty for what is no content: else all sentences begin alike
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "</s>", "<|endoftext|>")
@@ -204,7 +204,8 @@ class LanguageModel:
         keywords = {"logits_to_keep": 1} if self._few_logits else {}
         for step in range(options.max_new_tokens):
             output = self.model(input_ids=ids, use_cache=True, **memory, **keywords)
-            memory = {name: output[name] for name in CACHES if output.get(name) is not None}
+            # .keys(): since 5.24 an output also answers to the old names of what it has
+            memory = {name: output[name] for name in CACHES if name in output.keys() and output[name] is not None}  # noqa: SIM118
             scores = output.logits[:, -1].float()  # [1, V]
             if penalty is None:
                 weight = options.presence_penalty * self._content(scores.size(-1)).to(device)  # [V]

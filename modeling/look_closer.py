@@ -28,6 +28,7 @@ NEARNESS = "What it remembers, and how near that is to the photo (1: the same)"
 SCORES = {
     "grounding": "how much it is about this photo and no other",
     "picture": "how near the story so far is to the photo itself, beyond the captions",
+    "plot": "how near it is to what happens next in the plot that the story follows",
     "words": "how many of the words from the photo it takes up",
     "style": "how much it sounds like the style and no other",
     "fluency": "how well its words follow each other",

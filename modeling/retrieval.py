@@ -38,6 +38,7 @@ class PhotoRetrieval:
     _bank_folder: Path | None = None
     _seen: dict[bytes, torch.Tensor]
     _seen_by: Any = None
+    _embedding_fingerprint: str = ""
     _why_not: str = "This pipeline has no joint embedding: name one as 'embedding' in its pipeline.json."
 
     def set_embedding(self, embedding: PictaleJointEmbedding, bank: CaptionBank | str | Path | None = None) -> None:
@@ -55,7 +56,7 @@ class PhotoRetrieval:
             embedding.read_with(self.encoder)
         if isinstance(bank, CaptionBank):
             bank.check_embedding(embedding.fingerprint())
-        self.embedding = embedding.eval()
+        self.embedding, self._embedding_fingerprint = embedding.eval(), embedding.fingerprint()
         self._bank, self._bank_folder = (bank, None) if isinstance(bank, CaptionBank) else (None, bank and Path(bank))
 
     def load_embedding(self, folder: str | Path, device: str | torch.device = "cpu", **load: Any) -> None:

@@ -28,6 +28,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "focus": (0, 10),
     "accent": (-10, 10),
     "fading": (0, 1),
+    "plot": (0, 1),
     "candidates": (1, 256),
     "passages": (1, 100),
     "content_words": (0, 50),
@@ -83,15 +84,18 @@ class StoryOptions:
         temperature, top_k, top_p, min_p: Sampling of words, see `SamplingOptions`.
         fading: How much of what the vector says of the picture is taken back as its words are told, from 0 to 1 (all of
             it, once all are), so that the story goes on instead of saying the same again.
+        plot: How far each sentence follows a sentence of a plot (`modeling.plots`) in place of the picture, from 0 (not
+            at all) to 1 (it goes by the picture's words alone). Only the decoder follows one, where sentences are
+            chosen and the pipeline has plots; 0 with the recipe `neural-storyteller`.
         guidance: How far words are drawn away from what a passage about nothing in no style would say; 1: not at all.
             Above it picture and style are told more loudly. Beam search has none.
         presence_penalty, no_repeat_ngram_size: Against saying the same again; the penalty spares function words.
         min_new_tokens, max_new_tokens: Length of a passage in words and marks.
         max_sentence_tokens: Length of a sentence, where sentences are chosen.
         lyrics: Break the story at commas and sentence ends, a line each.
-        weight_grounding, weight_picture, weight_words, weight_style, weight_fluency, weight_natural, weight_repetition,
-        weight_echo, weight_speech, weight_ending, weight_length, weight_thread: How much each of the scores of
-            `Candidate` counts when the best is chosen.
+        weight_grounding, weight_picture, weight_plot, weight_words, weight_style, weight_fluency, weight_natural,
+        weight_repetition, weight_echo, weight_speech, weight_ending, weight_length, weight_thread: How much each of the
+            scores of `Candidate` counts when the best is chosen.
 
     Raises:
         PictaleError: a value of the wrong kind or out of range, in one sentence.
@@ -110,6 +114,7 @@ class StoryOptions:
     focus: float = 0.4
     accent: float = 1.0
     fading: float = 0.5
+    plot: float = 0.7
 
     candidates: int = 20
     choose: str = "sentence"
@@ -132,6 +137,7 @@ class StoryOptions:
 
     weight_grounding: float = 0.5
     weight_picture: float = 1.5
+    weight_plot: float = 1.0
     weight_words: float = 0.5
     weight_style: float = 1.0
     weight_fluency: float = 1.5
@@ -165,6 +171,7 @@ class StoryOptions:
             beam_width=self.beam_width or 50,
             focus=1.0,
             accent=0.0,
+            plot=0.0,
             content_words=0,
             context_tokens=0,
             passages=1,

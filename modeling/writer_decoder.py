@@ -78,20 +78,27 @@ class DecoderWriter:
         generator = torch.Generator(self.decoder.device).manual_seed(task.seed)
         draft = self._begin(task)
         choices: list[tuple[Candidate, ...]] = []
+        plot = () if task.plot is None else task.plot
         while options.max_new_tokens - len(draft.written) >= (SHORTEST_SENTENCE if choices else 1):
+            event = plot[len(choices)] if len(choices) < len(plot) else None
+            if len(plot) and event is None and len(draft.written) >= options.min_new_tokens:
+                break  # the plot is told
+            sampling = _sampling(options)
+            if event is not None:  # before that the passage is not over
+                sampling = dataclasses.replace(sampling, min_new_tokens=options.max_new_tokens)
             found = sample_sentences(
                 self.decoder,
-                self._conditions(task, ranking.text),
+                self._conditions(task, ranking.text, event),
                 options.candidates,
                 generator,
-                _sampling(options),
+                sampling,
                 self._marks,
                 self._content_mask,
                 draft,
             )
             if found is None:
                 break
-            candidates = ranking.score(self._proposals(found, cut=False))
+            candidates = ranking.score(self._proposals(found, cut=False), event)
             best = max(range(len(candidates)), key=lambda i: candidates[i].score)
             draft = found.draft(best, self.decoder.config.pad_token_id)
             ranking.keep(best, self._text(draft.written))
@@ -123,15 +130,22 @@ class DecoderWriter:
 
     # -- to and from the decoder -------------------------------------------------------------------------------------
     @torch.no_grad()
-    def _conditions(self, task: PassageTask, told: str) -> StoryConditionOutput:
-        """Conditions of a batch of one; of the words that `told` has already, only a few are shown again."""
+    def _conditions(self, task: PassageTask, told: str, event: np.ndarray | None = None) -> StoryConditionOutput:
+        """Conditions of a batch of one; of the words that `told` has already, only a few are shown again.
+
+        Args:
+            event: What the next sentence follows beside the picture [D].
+        """
         wish, fading = task.wish, task.options.fading
         words = wish.content[: task.options.content_words]
         done = taken_up(words, content_words([f"{wish.before} {told}" if fading else told]))
         shown = [word for word in words if word not in done] + done[:BACKGROUND_WORDS]
-        if fading and words:
-            heard = task.options.focus * fading * len(done) / len(words)
-            task = dataclasses.replace(task, thought=(task.thought - heard * wish.seen).astype(np.float32))
+        told_share = fading * len(done) / len(words) if words else 0.0
+        picture, plot = 1 - told_share, 0.0 if event is None else task.options.plot
+        thought = task.thought - task.options.focus * (1 - picture * (1 - plot)) * wish.seen
+        if event is not None:
+            thought = thought + plot * event
+        task = dataclasses.replace(task, thought=thought.astype(np.float32))
         found = self.decoder.conditions(**self._told(task, [*self.known(shown).values()]))
         if task.options.guidance == 1 or task.options.beam_width:
             return found

@@ -86,8 +86,8 @@ def test_greedy_is_beam_one_and_a_loop_by_hand(model, features):
     ids = torch.full((5, 1), model.config.decoder_start_token_id)
     ended = torch.zeros(5, dtype=torch.bool)
     while ids.shape[1] <= STEPS and not ended.all():
-        out = model(encoder_outputs=memory, decoder_input_ids=ids[:, -1:], past_key_values=state, use_cache=True)
-        state = out.past_key_values
+        out = model(encoder_outputs=memory, decoder_input_ids=ids[:, -1:], cache=state, use_cache=True)
+        state = out.cache
         word = out.logits[:, -1].argmax(-1).masked_fill(ended, model.config.pad_token_id)
         ids, ended = torch.cat([ids, word[:, None]], 1), ended | (word == model.config.eos_token_id)
     assert torch.equal(greedy, ids)
@@ -176,7 +176,9 @@ def test_attention_of_generate_and_score_agree_and_sum_to_one(model, features):
 def test_score_ignores_padding_and_repeats_images(model, features):
     ids = torch.tensor([[1, 5, 6, 2, 0, 0], [1, 5, 6, 2, 9, 9], [1, 7, 8, 9, 10, 2]])
     log_probs, _ = model.score(ids, region_features=features[:2], image_index=torch.tensor([1, 1, 0]))
-    assert torch.equal(log_probs[0], log_probs[1]) and (log_probs[0, 3:] == 0).all()
+    # not bit for bit: how sums are rounded depends on a row's place in the batch with some processors
+    torch.testing.assert_close(log_probs[0], log_probs[1], rtol=1e-6, atol=1e-6)
+    assert (log_probs[0, 3:] == 0).all()
     single, _ = model.score(ids[2:], region_features=features[:1])
     torch.testing.assert_close(log_probs[2:], single)
 

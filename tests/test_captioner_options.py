@@ -79,8 +79,8 @@ def test_scores_states_and_maps_are_the_papers_equations(features, option):
                 by_hand.step(vector, alpha.argmax(1).tolist())
             torch.testing.assert_close(out.logits[row, t].log_softmax(0), by_hand.log_probs())
             torch.testing.assert_close(out.cross_attentions[0][row, 0, t], alpha.mean(0))
-        torch.testing.assert_close(out.past_key_values.h[row], by_hand.h)
-        torch.testing.assert_close(out.past_key_values.c[row], by_hand.c)
+        torch.testing.assert_close(out.cache.h[row], by_hand.h)
+        torch.testing.assert_close(out.cache.c[row], by_hand.c)
 
 
 @torch.no_grad()

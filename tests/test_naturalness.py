@@ -104,7 +104,8 @@ def test_what_does_not_differ_is_not_learned():
 def place(context: list[int], seed: int) -> Place:
     rng = np.random.default_rng(seed)
     vectors = {name: rng.normal(size=24).astype(np.float32) for name in ("thought", "previous", "style")}
-    return Place({"ids": [EOS_ID], "content": [PAD_ID], **vectors}, context, [5], "a")
+    row = {"ids": [EOS_ID], "content": [PAD_ID], "sentences": [0], "thoughts": vectors.pop("thought")[None], **vectors}
+    return Place(row, context, [5], "a")
 
 
 def write(places, decoder, temperature=1.0, top_k=100):
@@ -138,12 +139,12 @@ def test_a_place_is_told_to_the_decoder_as_a_draft_is():
     """The first word after a context is the one that the pipeline's own way of reading it gives."""
     decoder, compared = tiny_decoder(seed=1, style_size=4), 0
     for one, written in write([place([6, 9, 8], i) for i in range(60)], decoder, top_k=1):
-        told = {name: torch.from_numpy(one.row[name])[None] for name in ("thought", "style", "previous")}
-        told["previous_thought"] = told.pop("previous")
+        told = {name: torch.from_numpy(one.row[name])[None] for name in ("thoughts", "style", "previous")}
+        told["thought"], told["previous_thought"] = told.pop("thoughts"), told.pop("previous")
         conditions = decoder.conditions(**told, content_ids=torch.tensor([[PAD_ID]]))
         draft = begin(decoder, conditions, one.context)
         state = GRUState(draft.state)
-        output = decoder(decoder_input_ids=draft.ids[None, -1:], encoder_outputs=conditions, past_key_values=state)
+        output = decoder(decoder_input_ids=draft.ids[None, -1:], encoder_outputs=conditions, cache=state)
         logits = output.logits[0, -1].clone()
         logits[[PAD_ID, BOS_ID, UNK_ID, EOS_ID]] = -torch.inf
         assert written[0] == int(logits.argmax())

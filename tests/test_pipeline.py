@@ -24,6 +24,7 @@ from tests.tiny import BOOK, save_tiny_pipeline, tiny_pipeline
 SCORES = {
     "grounding",
     "picture",
+    "plot",
     "words",
     "style",
     "fluency",

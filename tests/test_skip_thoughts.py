@@ -135,7 +135,7 @@ def test_pretraining_model_survives_saving(tmp_path):
     model.save_pretrained(tmp_path)
     again = PictaleSkipThoughtsForPreTraining.from_pretrained(tmp_path).eval()
     ids = torch.tensor([[1, 5, 6, 2]])
-    torch.testing.assert_close(again(ids, ids, ids).loss, model(ids, ids, ids).loss, rtol=0, atol=0)
+    torch.testing.assert_close(again(ids, ids, ids).loss, model(ids, ids, ids).loss, rtol=1e-6, atol=0)
 
 
 def test_contrastive_loss_equals_a_loop_and_spares_equal_sentences():

@@ -70,7 +70,24 @@ def test_a_step_for_many_is_the_forward_pass_of_each(model, inputs):
             parts = (part[g : g + 1].expand(4, *part.shape[1:]) for part in conditions.to_tuple())
             whole = model(encoder_outputs=StoryConditionOutput(*parts), decoder_input_ids=ids[g, : t + 1].t())
             torch.testing.assert_close(logits[g], whole.logits[:, -1], rtol=0, atol=1e-5)
-            torch.testing.assert_close(h[:, g], whole.past_key_values.h, rtol=0, atol=1e-5)
+            torch.testing.assert_close(h[:, g], whole.cache.h, rtol=0, atol=1e-5)
+
+
+def test_thoughts_may_change_from_sentence_to_sentence(model, inputs):
+    """In one pass, each word told by its sentence's thought, as sentence by sentence with the state carried on."""
+    model.eval()
+    torch.manual_seed(3)
+    thoughts = torch.nn.functional.normalize(torch.randn(3, 2, 24), dim=-1)
+    ids = torch.randint(4, 20, (3, 7))
+    owner = torch.tensor([[0, 0, 0, 0, 1, 1, 1]]).expand(3, -1)
+    told = {name: value for name, value in inputs.items() if name != "thought"}
+    whole = model(thought=thoughts, sentence_ids=owner, decoder_input_ids=ids, **told).logits
+    first = model(thought=thoughts[:, 0], decoder_input_ids=ids[:, :4], use_cache=True, **told)
+    second = model(thought=thoughts[:, 1], decoder_input_ids=ids[:, 4:], cache=first.cache, **told)
+    torch.testing.assert_close(whole, torch.cat([first.logits, second.logits], 1), rtol=0, atol=1e-5)
+    one = model(thought=thoughts[:, :1], sentence_ids=owner * 0, decoder_input_ids=ids, **told).logits
+    plain = model(thought=thoughts[:, 0], decoder_input_ids=ids, **told).logits
+    torch.testing.assert_close(one, plain, rtol=0, atol=1e-5)
 
 
 def test_a_beginning_has_no_passage_before(model, inputs):

@@ -139,9 +139,39 @@ def test_a_passage_may_be_told_by_one_of_its_sentences():
         long = [i for i, (a, b, _) in enumerate(passages.spans) if b - a > 1]
         assert long
         for i in long:
-            (start, stop, _), thought = passages.spans[i], passages[i]["thought"]
+            (start, stop, _), thought = passages.spans[i], passages[i]["thoughts"][0]
             assert (thought.max() == 1) == told
             assert not thought[:start].any() and not thought[stop:].any()
+
+
+def test_passages_told_sentence_by_sentence():
+    plain, passages = make_passages(min_pull=1.0), make_passages(by_sentence=1.0, min_pull=1.0)
+    assert passages.spans.tolist() == plain.spans.tolist()
+    seen = 0
+    for i, (start, stop, _) in enumerate(passages.spans.tolist()):
+        row, lengths = passages[i], passages.store.lengths[start:stop]
+        owner = np.repeat(np.arange(stop - start), lengths).tolist()
+        assert row["thoughts"].shape == (stop - start, 12) and row["sentences"] == [*owner, owner[-1]]
+        assert plain[i]["thoughts"].shape == (1, 12) and set(plain[i]["sentences"]) == {0}
+        assert len(plain[i]["sentences"]) == len(plain[i]["ids"]) == len(row["ids"])
+        for k, thought in enumerate(row["thoughts"]):  # half or more its own, the rest of the whole passage
+            assert thought.argmax() == start + k and (stop - start == 1 or 0.5 <= thought[start + k] < 1)
+            assert thought.sum() == pytest.approx(1, abs=1e-5)
+        seen += stop - start > 1
+    assert seen
+    rows = [passages[i] for i in range(len(passages))] + [plain[0]]
+    model = tiny_decoder()
+    model.conditions.projection = torch.nn.Linear(2 * 12 + 16, 12)  # of these vectors
+    model.conditions.thought_scale = 1.0
+
+    def loss(part):
+        batch = train_story_decoder.collate(part)
+        return float(model(**batch).loss), int(batch["labels"].ne(-100).sum())
+
+    singles = [loss([row]) for row in rows]
+    together, words = loss(rows)
+    assert words == sum(count for _, count in singles)
+    assert together == pytest.approx(sum(value * count for value, count in singles) / words, rel=1e-5)
 
 
 def test_a_decoder_moves_to_another_encoder_with_what_it_knows():

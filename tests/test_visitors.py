@@ -79,7 +79,7 @@ def test_a_full_queue_is_said_on_the_page(browser, page, pipeline, example_photo
     with served(page) as url, httpx.Client(base_url=url, timeout=60) as client, visit(browser, url) as tab:
         photo = uploaded(client, example_photos[0].read_bytes()).json()[0]
         first = joined(client, photo)
-        until(lambda: pipeline.written)
+        until(lambda: pipeline.written and not len(page._queue))
         waiting = joined(client, photo)
         assert (first.status_code, waiting.status_code) == (200, 200)
         tab.get_by_role("button", name="Tell me a story").click()

@@ -111,8 +111,8 @@ def sample_captions(
         if not count:
             break
         encoded = CaptionerEncoderOutput(last_hidden_state=regions, attention_keys=keys)
-        out = model(decoder_input_ids=words.unsqueeze(1), encoder_outputs=encoded, past_key_values=state)
-        state, logits = out.past_key_values, out.logits[:, -1].float().index_fill(1, barred_ids, -torch.inf)  # [R, V]
+        out = model(decoder_input_ids=words.unsqueeze(1), encoder_outputs=encoded, cache=state)
+        state, logits = out.cache, out.logits[:, -1].float().index_fill(1, barred_ids, -torch.inf)  # [R, V]
         words = logits.detach().argmax(-1) if greedy else draw(logits.detach())  # [R]
         captions[rows[running], step] = words[running]
         log_probs.append(-nn.functional.cross_entropy(logits, words, reduction="none")[running])

@@ -89,7 +89,10 @@ def find_places(passages: Passages, count: int, context_tokens: int, seed: int) 
                 break
             context = [*store[k].tolist(), *context]
         genre = passages.corpus.genres[passages.corpus.genre[at]]
-        places.append(Place(passages[i], context, sentence, genre))
+        row = passages[i]
+        thoughts = row["thoughts"]  # one, or one for each sentence
+        row["thoughts"] = thoughts if len(thoughts) == 1 else thoughts[at - start][None]
+        places.append(Place(row, context, sentence, genre))
     return places
 
 
@@ -132,7 +135,7 @@ def _write(
     read, state = ids[:, :-1], None
     if read.size(1):
         encoded = StoryConditionOutput(*conditions)
-        state = decoder(decoder_input_ids=read, encoder_outputs=encoded, use_cache=True).past_key_values.h
+        state = decoder(decoder_input_ids=read, encoder_outputs=encoded, use_cache=True).cache.h
     sentences: list[list[int]] = [[] for _ in places]
     open_rows, last = torch.arange(len(places), device=ids.device), ids[:, -1:]
     counts = torch.zeros(len(places), decoder.config.vocab_size, device=ids.device)
@@ -140,7 +143,7 @@ def _write(
         output = decoder(
             decoder_input_ids=last,
             encoder_outputs=StoryConditionOutput(*(part[open_rows] for part in conditions)),
-            past_key_values=None if state is None else GRUState(state),
+            cache=None if state is None else GRUState(state),
             use_cache=True,
         )
         log_probs = output.logits[:, -1] - penalty * counts
@@ -157,7 +160,7 @@ def _write(
             open_rows[going],
             last[going],
             counts[going],
-            output.past_key_values.h[:, going],
+            output.cache.h[:, going],
         )
     for row in open_rows.tolist():
         sentences[row] = []

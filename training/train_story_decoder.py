@@ -61,6 +61,9 @@ class StoryData(TextData):
             one moment of a story, instead of the mean of all.
         speech: Share of the passages with direct speech that is shown. Talk without its context is the hardest to learn
             and the least to the picture.
+        by_sentence: Share of the passages that are told sentence by sentence, as a plot tells a story
+            (`modeling.plots`): each sentence by its own vector, to a random share of [0.5, 1], and by that of the
+            passage for the rest.
         style_dropout: Share of passages whose style is not told, where the decoder is told styles.
     """
 
@@ -75,6 +78,7 @@ class StoryData(TextData):
     min_pull: float = 0.3
     one_sentence: float = 0.0
     speech: float = 1.0
+    by_sentence: float = 0.0
     style_dropout: float = 0.15
 
 
@@ -162,32 +166,40 @@ class Passages(Dataset):
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         start, stop, before = (int(v) for v in self.spans[i])
-        rng = np.random.default_rng([self.seed, i])
+        data, rng = self.data, np.random.default_rng([self.seed, i])
         ids = self.store.ids[self.store.offsets[start] : self.store.offsets[stop]]
         mean = self.means[self.corpus.genre[start]]
-        pull = rng.uniform(self.data.min_pull, 1.0)
+        pull = rng.uniform(data.min_pull, 1.0)
         told = (start, stop)
-        if rng.random() < self.data.one_sentence:
+        if rng.random() < data.one_sentence:
             one = int(rng.integers(start, stop))
             told = (one, one + 1)
         thought = mean + pull * (self.thought(*told) - mean)
+        thoughts, owner = thought[None], [0] * (len(ids) + 1)
+        if data.by_sentence and rng.random() < data.by_sentence:
+            own = rng.uniform(0.5, 1.0)
+            each = mean + pull * (self.vectors[start:stop].astype(np.float32) - mean)  # [S, D]
+            thoughts = own * each + (1 - own) * thought
+            owner = np.repeat(np.arange(stop - start), np.diff(self.store.offsets[start : stop + 1])).tolist()
+            owner.append(owner[-1])  # </s>
         previous = np.zeros_like(thought)
-        if before >= 0 and rng.random() >= self.data.previous_dropout:
+        if before >= 0 and rng.random() >= data.previous_dropout:
             previous = self.thought(before, start)
         content: list[int] = []
-        if rng.random() >= self.data.content_dropout:
+        if rng.random() >= data.content_dropout:
             candidates = np.unique(ids[self.is_content[ids]])
-            count = min(len(candidates), int(rng.integers(1, self.data.max_content_words + 1)))
+            count = min(len(candidates), int(rng.integers(1, data.max_content_words + 1)))
             content = rng.choice(candidates, count, replace=False).tolist()
         style = mean  # which is all that is known of a held-out book, as of a style that is shipped
         if self.surroundings is not None:
             if rng.random() < 0.5:
                 style = self.surroundings.style(start, rng)
-            if rng.random() < self.data.style_dropout:
+            if rng.random() < data.style_dropout:
                 style = np.zeros_like(mean)
         return {
             "ids": [*ids.tolist(), EOS_ID],
-            "thought": thought,
+            "thoughts": thoughts,
+            "sentences": owner,
             "previous": previous,
             "content": content or [PAD_ID],
             "style": style,
@@ -200,10 +212,13 @@ class Passages(Dataset):
 def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     labels = torch.from_numpy(pad_ids([r["ids"] for r in rows], pad_id=-100))
     inputs = torch.cat([torch.full((len(rows), 1), BOS_ID), labels[:, :-1]], 1).clamp_min(PAD_ID)
+    most = max(len(r["thoughts"]) for r in rows)
+    thoughts = np.stack([np.pad(r["thoughts"], ((0, most - len(r["thoughts"])), (0, 0))) for r in rows])  # [B, S, D]
     return {
         "decoder_input_ids": inputs,
         "labels": labels.masked_fill(labels == UNK_ID, -100),  # read, but never learned to write
-        "thought": torch.from_numpy(np.stack([r["thought"] for r in rows])),
+        "thought": torch.from_numpy(thoughts),
+        "sentence_ids": torch.from_numpy(pad_ids([r["sentences"] for r in rows])),
         "previous_thought": torch.from_numpy(np.stack([r["previous"] for r in rows])),
         "content_ids": torch.from_numpy(pad_ids([r["content"] for r in rows])),
         "style": torch.from_numpy(np.stack([r["style"] for r in rows])),

@@ -156,19 +156,20 @@ class OnnxCaptioner(PreTrainedModel, GenerationMixin):
         decoder_input_ids: torch.LongTensor | None = None,
         encoder_outputs: OnnxEncoderOutput | None = None,
         image_index: torch.LongTensor | None = None,
+        cache: LSTMState | None = None,
         past_key_values: LSTMState | None = None,
         output_attentions: bool | None = None,
         **kwargs,
     ) -> CaptionerOutput:
-        """As the captioner's, for whole captions or, with `past_key_values`, their newest word [R, 1]."""
+        """As the captioner's, for whole captions or, with `cache`, their newest word [R, 1]."""
         encoded = self.encoder(pixel_values) if encoder_outputs is None else encoder_outputs
         parts = [encoded[name] for name in ("last_hidden_state", "attention_keys", "h", "c")]
         if image_index is not None:
             parts = [part.index_select(0, image_index) for part in parts]
         regions, keys, h, c = parts
         seen = 0
-        if past_key_values is not None:
-            h, c, seen = past_key_values.h, past_key_values.c, past_key_values.seen
+        if (before := past_key_values if cache is None else cache) is not None:
+            h, c, seen = before.h, before.c, before.seen
         scores, maps = [], []
         for ids in decoder_input_ids.unbind(1):
             log_probs, h, c, alpha = self.step(ids, regions, keys, h, c)
@@ -176,7 +177,7 @@ class OnnxCaptioner(PreTrainedModel, GenerationMixin):
             maps.append(alpha)
         return CaptionerOutput(
             logits=torch.stack(scores, 1),  # [R, T, V]
-            past_key_values=LSTMState(h, c, seen + len(scores)),
+            cache=LSTMState(h, c, seen + len(scores)),
             encoder_last_hidden_state=regions,
             cross_attentions=(torch.stack(maps, 1).unsqueeze(1),) if output_attentions else None,  # [R, 1, T, P]
         )

@@ -36,6 +36,7 @@ from .modeling_captioner import PictaleCaptionerForConditionalGeneration
 from .modeling_skip_thoughts import PictaleSkipThoughtsEncoder
 from .modeling_story_decoder import PictaleStoryDecoderForConditionalGeneration
 from .naturalness import NATURALNESS_FILE, Naturalness
+from .plots import PLOTS_FILE, Plots
 from .story_types import StoryOptions
 from .styles import Style
 
@@ -126,7 +127,7 @@ class PipelineFiles:
             part: load_component(model.from_pretrained, places[part], part, dtype=dtype).to(devices[part])
             for part, model in MODELS.items()
         }
-        natural = folder / NATURALNESS_FILE
+        natural, plots = folder / NATURALNESS_FILE, folder / PLOTS_FILE
         pipe = cls(
             image_processor=load_component(
                 PictaleImageProcessor.from_pretrained, places["captioner"], "image processor", weights=False
@@ -138,6 +139,7 @@ class PipelineFiles:
             options=StoryOptions(**description.get("options", {})),
             bookshelf=folder / BOOKSHELF_FILE,
             naturalness=Naturalness.load(natural) if natural.is_file() else None,
+            plots=Plots.load(plots) if plots.is_file() else None,
             **models,
         )
         if EMBEDDING in places:
@@ -172,6 +174,8 @@ class PipelineFiles:
             self.writers["bookshelf"].bookshelf.save(folder / BOOKSHELF_FILE)
         if self.naturalness is not None:
             self.naturalness.save(folder / NATURALNESS_FILE)
+        if self.plots is not None:
+            self.plots.save(folder / PLOTS_FILE)
         for module in ("modeling_storyteller", "pipeline_image_to_story"):
             copy_module(module, folder)
         _write(folder / "config.json", json.dumps(TRANSFORMERS_CONFIG, indent=2) + "\n")

@@ -32,6 +32,7 @@ from .modeling_story_decoder import PictaleStoryDecoderForConditionalGeneration
 from .naturalness import Naturalness
 from .onnx_captioner import load_exported
 from .pipeline_files import PipelineFiles
+from .plots import Plots, plan
 from .reranking import Ranking, Wish
 from .retrieval import PhotoRetrieval
 from .story_types import (
@@ -80,11 +81,12 @@ class StoryPipeline(StoryContinuation, PhotoRetrieval, PipelineFiles):
         options: StoryOptions | None = None,
         bookshelf: Bookshelf | str | Path | None = None,
         naturalness: Naturalness | None = None,
+        plots: Plots | None = None,
     ) -> None:
         """Put a pipeline together from loaded parts; `styles` must contain one named `caption`, the c of the shift.
 
         `bookshelf` is what the writer of that name quotes from; a file is not opened before it is needed. Candidates
-        are ranked by `naturalness` too, if it is there.
+        are ranked by `naturalness` too, and stories follow `plots`, if they are there.
         """
         self.captioner = captioner.prepare_for_inference()
         self.image_processor, self.caption_tokenizer = image_processor, caption_tokenizer
@@ -101,7 +103,9 @@ class StoryPipeline(StoryContinuation, PhotoRetrieval, PipelineFiles):
             raise PictaleError("A pipeline needs a style named 'caption', the mean of captions in general.")
         if naturalness is not None:
             naturalness.check_encoder(self._fingerprint, encoder.config.hidden_size)
-        self.naturalness = naturalness
+        if plots is not None:
+            plots.check_encoder(self._fingerprint, encoder.config.hidden_size)
+        self.naturalness, self.plots = naturalness, plots
         self.writer = DecoderWriter(decoder, decoder_tokenizer, self._ranking)
         self.writers: dict[str, Writer] = {"decoder": self.writer}
         self.open_bookshelf(bookshelf)
@@ -307,7 +311,8 @@ class StoryPipeline(StoryContinuation, PhotoRetrieval, PipelineFiles):
         return self.writers["bookshelf"].example(task)
 
     def _ranking(self, wish: Wish, options: StoryOptions) -> Ranking:
-        vectors = np.stack([style.vector for style in self._styles.values()])
+        # one under two names counts once, or a copy of a style would tell other stories
+        vectors = np.unique([style.vector for style in self._styles.values()], axis=0)
         mean = self._styles[CAPTION_STYLE].vector
         read = None if self.embedding is None else self.embedding.embed_texts
         return Ranking(self.encoder, vectors, mean, self.writer.vocabulary, wish, options, self.naturalness, read)
@@ -343,13 +348,14 @@ class StoryPipeline(StoryContinuation, PhotoRetrieval, PipelineFiles):
         thought = shift_style(x, mean, style, options.strength, options.caption_removal, options.focus)
         writer = self._writer(options)
         words, done = list(writer.known(words)), Written("")
+        plots = self._plan(x - mean, style, before, seed, options, new_photo, view)
         for part in range(options.passages):
             told = f"{before} {done.text}".strip()
             follows = bool(told) and options.recipe == "pictale"
             wish = Wish(x - mean, style, tuple(words), tuple(given), told, view)
             previous = self._last_thought(told) if follows else None
             step_seed, comes = (seed + part) % (MAX_SEED + 1), new_photo and not part
-            task = PassageTask(thought, wish, previous, step_seed, options, label, tuple(captions), comes)
+            task = PassageTask(thought, wish, previous, step_seed, options, label, tuple(captions), comes, plots[part])
             for written in writer.write(task):
                 text = f"{done.text}{writer.separator}{written.text}".strip()
                 yield Written(text, done.choices + written.choices)
@@ -357,6 +363,26 @@ class StoryPipeline(StoryContinuation, PhotoRetrieval, PipelineFiles):
             # what has been told once is background; what has not yet been is asked for first
             used = taken_up(words, content_words([written.text]))
             words = [w for w in words if w not in used] + used[:BACKGROUND_WORDS]
+
+    def _plan(
+        self,
+        seen: np.ndarray,
+        style: np.ndarray,
+        before: str,
+        seed: int,
+        options: StoryOptions,
+        new_photo: bool,
+        view: np.ndarray | None,
+    ) -> Sequence[np.ndarray | None]:
+        """What happens in each of `options.passages` passages; see `_write_parts`."""
+        if self.plots is None or not options.plot:
+            return [None] * options.passages
+        about = [seen] if seen.any() else []
+        if before.strip() and not new_photo:
+            about.append(self._last_thought(before) - style)
+        if self.plots.embedding != self._embedding_fingerprint:
+            view = None  # what it sees is not what the plots were seen by
+        return plan(self.plots, options.passages, about, view, len(split_sentences(before)), seed)
 
     def _last_thought(self, text: str) -> np.ndarray:
         """Vector of the end of a text [D]."""

@@ -6,6 +6,8 @@ passage as it would be with the candidate, x the captions' vector, c the mean of
     grounding   cos(v - b, x - c): what is particular to this passage against what is particular to this photo, -1..1
     picture     cosine of the photo and the passage in the joint embedding (the mean of its sentences), which sees what
                 the captions do not say; 0 where there is no photo, or nothing that reads both
+    plot        cos(u - b, d): the candidate's own sentences u against what the plot says next, d (`modeling.plots`); 0
+                where it follows none
     words       share of the wanted content words that the passage would have, in any inflected form, 0..1
     style       softmax over all styles of 3 cos(v - m, b_k - m), at b; m the mean of all styles, 0..1
     fluency     mean log-probability of the candidate's words, at most 0
@@ -21,10 +23,10 @@ passage as it would be with the candidate, x the captions' vector, c the mean of
     thread      how often it breaks the thread of the story: new names, a sex that nobody has, a coat's colour given to
                 its man (`Cast.breaks`), an opening that goes on from nothing (`begins_in_the_middle`), 0..
 
-The first six are brought to mean 0 and deviation 1 over the candidates of a choice, so that their weights mean the
+The first seven are brought to mean 0 and deviation 1 over the candidates of a choice, so that their weights mean the
 same for every model (a deviation below the one in `SMALL` counts as that, for differences too small to matter). The
-sum is grounding + picture + words + style + fluency + natural - repetition - echo - speech + ending + length - thread,
-each times its weight.
+sum is grounding + picture + plot + words + style + fluency + natural - repetition - echo - speech + ending + length -
+thread, each times its weight.
 
 The novels' styles lie within a cosine of 0.98 of each other as seen from c, so cos(v - c, b - c), the obvious measure,
 tells prose from captions and hardly one genre from another. Over 840 passages of seven genres (of the books that the
@@ -49,7 +51,7 @@ from .text import content_words, is_content_word, split_sentences
 from .word_forms import base_form, taken_up
 from .words import split_words
 
-SMALL = {"grounding": 0.02, "picture": 0.02, "words": 0.05, "style": 0.01, "fluency": 0.1, "natural": 0.1}
+SMALL = {"grounding": 0.02, "picture": 0.02, "plot": 0.05, "words": 0.05, "style": 0.01, "fluency": 0.1, "natural": 0.1}
 STYLE_SHARPNESS = 3.0
 _AGAINST = ("repetition", "echo", "speech", "thread")
 _SENTENCE_WORDS = (8, 30, 60)
@@ -129,8 +131,12 @@ class Ranking:
         others = [b for b in styles if not np.allclose(b, self.wish.style, atol=1e-6)]
         return np.stack([self.wish.style, *others])
 
-    def score(self, proposals: Sequence[Proposal]) -> list[Candidate]:
-        """A candidate for each proposal, in their order."""
+    def score(self, proposals: Sequence[Proposal], event: np.ndarray | None = None) -> list[Candidate]:
+        """A candidate for each proposal, in their order.
+
+        Args:
+            event: What the plot says next [D]; None: there is none.
+        """
         sentences = [split_sentences(p.text) or [p.text] for p in proposals]
         flat = [sentence for group in sentences for sentence in group]
         vectors = self.encoder.encode(flat)
@@ -150,10 +156,15 @@ class Ranking:
         views = np.stack([now for _, _, now in self._sums])  # [N, E]
         picture = _cosines(views, self.wish.view[None])[:, 0] if self._sees() else np.zeros(len(proposals))
         grounding, style = _cosines(thoughts - self.base, self.wish.seen[None])[:, 0], self._style(thoughts)
+        plot = np.zeros(len(proposals))
+        if event is not None:
+            own = np.stack([vectors[part].mean(0) for part in parts])  # [N, D]
+            plot = _cosines(own - self.base, event[None])[:, 0]
         rows = [
             {
                 "grounding": float(grounding[i]),
                 "picture": float(picture[i]),
+                "plot": float(plot[i]),
                 "words": self._recall(proposal.text),
                 "style": float(style[i]),
                 "fluency": proposal.log_prob,

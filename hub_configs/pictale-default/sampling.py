@@ -139,7 +139,7 @@ def begin(
         return Draft(ids)
     read = ids[:-1].expand(len(conditions[0]), -1)
     output = decoder(decoder_input_ids=read, encoder_outputs=conditions, use_cache=True)
-    return Draft(ids, output.past_key_values.h, len(context))
+    return Draft(ids, output.cache.h, len(context))
 
 
 def sample_passages(

@@ -9,13 +9,16 @@ terms of SemStyle, Mathews et al., arXiv:1805.07030), and the passage before is 
     a_t = softmax_j(q(h_t) . e_j, 0);   z_t = sum_j a_tj e_j       the 0: looking at none of them
     p_t = softmax(E' (W_h h_t + W_z z_t + W_k k))
 
+The thought may also change from sentence to sentence, as the plot of a story does (`modeling/plots.py`): k is then that
+of the sentence whose word is written next.
+
 b is the vector of the style (`modeling/styles.py`) and m the mean of such vectors. The thought has it too, since it is
 x - c + b, but there a picture far from every book hides it: b of its own says in any company how a passage sounds.
 Attention reads the state but does not feed it, so in training the recurrence is one fused call and all the rest one
 product over all steps.
 
-Shapes: B passages, T tokens, E word width, H state, D thought width, C condition width, S style width, J content words,
-L layers.
+Shapes: B passages, T tokens, S thoughts of a passage (one, or one for each sentence), E word width, H state, D thought
+width, C condition width, J content words, L layers.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ from transformers.utils import ModelOutput
 from .adaptive_vocabulary import AdaptiveVocabulary
 from .configuration_story_decoder import PictaleStoryDecoderConfig
 from .recurrent import initialize_recurrent
+from .recurrent_output import RecurrentOutput
 
 
 class GRUState:
@@ -53,7 +57,7 @@ class GRUState:
 @dataclass
 class StoryConditionOutput(ModelOutput):
     """Args:
-    last_hidden_state: The condition k as a sequence of one [B, 1, C].
+    last_hidden_state: The condition k [B, 1, C], or one for each sentence [B, S, C].
     content: Vectors of the content words [B, J, E].
     content_mask: 1 where there is a word [B, J].
     """
@@ -64,18 +68,18 @@ class StoryConditionOutput(ModelOutput):
 
 
 @dataclass
-class StoryDecoderOutput(ModelOutput):
+class StoryDecoderOutput(RecurrentOutput):
     """Args:
     loss: Mean negative log-likelihood per target token (with `labels`).
     logits: Log-probabilities of every word [B, T, V] (without `labels`).
-    past_key_values: `GRUState` after the last token.
-    encoder_last_hidden_state: The condition [B, 1, C].
+    cache: `GRUState` after the last token.
+    encoder_last_hidden_state: The condition [B, S, C].
     cross_attentions: Weights on the content words, one tuple item [B, 1, T, J], when asked for.
     """
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
-    past_key_values: Any = None
+    cache: GRUState | None = None
     encoder_last_hidden_state: torch.Tensor | None = None
     cross_attentions: tuple[torch.Tensor, ...] | None = None
     decoder_attentions: tuple[torch.Tensor, ...] | None = None
@@ -132,15 +136,17 @@ class StoryConditions(nn.Module):
         """What every step is told.
 
         Args:
-            thought: [B, D].
+            thought: [B, D]; or [B, S, D], the thoughts of a passage's sentences.
             previous_thought: [B, D]; None or zero: a beginning.
             content_ids: [B, J]; 0: no word.
             style: Vector b of the style [B, D]; None or zero: none of its own. A decoder without `style_size` knows
                 style by the thought alone and does not look at it.
             strength: How strongly the style is laid on; 1 as in training, 0 not at all.
         """
+        if thought.dim() == 2:
+            thought = thought.unsqueeze(1)  # [B, S, D]
         if previous_thought is None:
-            previous_thought = torch.zeros_like(thought)
+            previous_thought = torch.zeros_like(thought[:, 0])
         if content_ids is None:
             content_ids = thought.new_zeros(thought.size(0), 1, dtype=torch.long)
         content = self.words.embed(content_ids)  # [B, J, E]
@@ -148,11 +154,14 @@ class StoryConditions(nn.Module):
         mean = content.sum(1) / mask.sum(1, keepdim=True).clamp_min(1)  # [B, E], padding embeds to zero
         # the mean of J nearly independent vectors shrinks with sqrt(J); undo it so that many words weigh like one
         mean = mean * mask.sum(1, keepdim=True).clamp_min(1).sqrt()
-        thoughts = torch.cat([thought, previous_thought], -1) * self.thought_scale  # [B, 2D]
-        condition = self.projection(torch.cat([thoughts.to(mean.dtype), mean], -1))  # [B, C]
+        sentences = thought.size(1)
+        previous = previous_thought.unsqueeze(1).expand(-1, sentences, -1)  # [B, S, D]
+        thoughts = torch.cat([thought, previous], -1) * self.thought_scale  # [B, S, 2D]
+        means = mean.unsqueeze(1).expand(-1, sentences, -1)  # [B, S, E]
+        condition = self.projection(torch.cat([thoughts.to(mean.dtype), means], -1))  # [B, S, C]
         if self.style is not None and style is not None:
-            condition = condition + strength * self.style(style).to(condition.dtype)
-        return StoryConditionOutput(condition.unsqueeze(1), content, mask)
+            condition = condition + strength * self.style(style).to(condition.dtype).unsqueeze(1)
+        return StoryConditionOutput(condition, content, mask)
 
 
 class PictaleStoryDecoderForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -230,7 +239,9 @@ class PictaleStoryDecoderForConditionalGeneration(PreTrainedModel, GenerationMix
         style: torch.Tensor | None = None,
         decoder_input_ids: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        sentence_ids: torch.Tensor | None = None,
         encoder_outputs: StoryConditionOutput | None = None,
+        cache: GRUState | None = None,
         past_key_values: GRUState | None = None,
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
@@ -242,23 +253,31 @@ class PictaleStoryDecoderForConditionalGeneration(PreTrainedModel, GenerationMix
             thought, previous_thought, content_ids, style: See `StoryConditions`; or `encoder_outputs`, made from them.
             decoder_input_ids: Words so far [B, T], beginning with `<s>`.
             labels: Words to predict [B, T], -100 where none counts; decoder inputs are made from them.
+            sentence_ids: Which of the thoughts [B, S, D] each predicted word belongs to [B, T]; None: all to the one.
+            cache: State after the words before these, from the output of an earlier call; `past_key_values`: the same,
+                as transformers calls it before 5.24.
         """
         if encoder_outputs is None:
             encoder_outputs = self.conditions(thought, previous_thought, content_ids, style)
         condition, content, mask = encoder_outputs[0], encoder_outputs[1], encoder_outputs[2]
         if decoder_input_ids is None:
             decoder_input_ids = self.shift_right(labels)
-        state = past_key_values
+        state = past_key_values if cache is None else cache
         if state is None:
-            first = self.initial(condition.squeeze(1)).tanh()  # [B, L * H]
+            first = self.initial(condition[:, 0]).tanh()  # [B, L * H]
             h = first.view(-1, self.config.num_hidden_layers, self.config.hidden_size).transpose(0, 1).contiguous()
             state = GRUState(h)
         embedded = self.dropout(self.words.embed(decoder_input_ids))  # [B, T, E]
-        repeated = condition.expand(-1, embedded.size(1), -1).to(embedded.dtype)  # [B, T, C]
-        states, h = self.gru(torch.cat([embedded, repeated], -1), state.h.to(embedded.dtype))  # [B, T, H]
+        if sentence_ids is None:
+            by_word = condition.expand(-1, embedded.size(1), -1)  # [B, T, C]
+        else:
+            by_word = condition.gather(1, sentence_ids.unsqueeze(-1).expand(-1, -1, condition.size(-1)))
+        states, h = self.gru(
+            torch.cat([embedded, by_word.to(embedded.dtype)], -1), state.h.to(embedded.dtype)
+        )  # [B, T, H]
         context, weights = self.attend(states, content, mask)
         hidden = self.output_state(self.dropout(states)) + self.output_content(context.to(states.dtype))
-        hidden = self.dropout(hidden + self.output_condition(condition))  # [B, T, E]
+        hidden = self.dropout(hidden + self.output_condition(by_word))  # [B, T, E]
         loss = logits = None
         if labels is not None:
             real = labels.ne(-100)
@@ -269,7 +288,7 @@ class PictaleStoryDecoderForConditionalGeneration(PreTrainedModel, GenerationMix
         return StoryDecoderOutput(
             loss=loss,
             logits=logits,
-            past_key_values=GRUState(h, state.seen + decoder_input_ids.size(1)) if keep else None,
+            cache=GRUState(h, state.seen + decoder_input_ids.size(1)) if keep else None,
             encoder_last_hidden_state=condition,
             cross_attentions=(weights.unsqueeze(1),) if output_attentions else None,
         )

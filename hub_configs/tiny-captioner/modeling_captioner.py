@@ -32,7 +32,6 @@ import torch
 from torch import nn
 from transformers import GenerationMixin, PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
 
 from .adaptive_vocabulary import AdaptiveVocabulary
 from .captioner_attention import DrawnRegions, MovingBaseline
@@ -41,6 +40,7 @@ from .captioner_encoder import CaptionerEncoder, CaptionerEncoderOutput
 from .captioner_scheduled_sampling import OwnWords, TrainingSteps, truth_probability
 from .configuration_captioner import PictaleCaptionerConfig
 from .fingerprints import backbone_fingerprint
+from .recurrent_output import RecurrentOutput
 
 IGNORE_INDEX = -100
 ROW_UNIT = 16
@@ -54,11 +54,11 @@ def shapes_cost_time(tensor: torch.Tensor) -> bool:
 
 
 @dataclass
-class CaptionerOutput(ModelOutput):
+class CaptionerOutput(RecurrentOutput):
     """Args:
     loss: when labels are given: mean cross entropy; in training mode smoothed and with the attention penalty.
     logits: scores of the next word [R, T, V]; None when training on labels, where only real words are scored.
-    past_key_values: `LSTMState` after the last word.
+    cache: `LSTMState` after the last word.
     encoder_last_hidden_state: projected regions [B, P, C].
     cross_attentions: one tensor [R, 1, T, P], the attention map of each word, when asked for.
     report: figures of the training pass by name, from the options that have some; see `training_loss`.
@@ -66,7 +66,7 @@ class CaptionerOutput(ModelOutput):
 
     loss: torch.FloatTensor | None = None
     logits: torch.FloatTensor | None = None
-    past_key_values: LSTMState | None = None
+    cache: LSTMState | None = None
     encoder_last_hidden_state: torch.FloatTensor | None = None
     cross_attentions: tuple[torch.FloatTensor, ...] | None = None
     # generate() reads these two when attentions or hidden states are asked for; always None here
@@ -224,6 +224,7 @@ class PictaleCaptionerForConditionalGeneration(PreTrainedModel, GenerationMixin)
         stage_features: torch.Tensor | None = None,
         image_index: torch.LongTensor | None = None,
         encoder_outputs: CaptionerEncoderOutput | None = None,
+        cache: LSTMState | None = None,
         past_key_values: LSTMState | None = None,
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
@@ -237,7 +238,9 @@ class PictaleCaptionerForConditionalGeneration(PreTrainedModel, GenerationMixin)
             region_features: their backbone features [B, P, F], or
             stage_features: the output of the backbone's last frozen stage [B, C', h', w'], or
             encoder_outputs: what `encoder` made of either.
-            decoder_input_ids: captions so far [R, T] from the start id on; only the newest with `past_key_values`.
+            decoder_input_ids: captions so far [R, T] from the start id on; only the newest with `cache`.
+            cache: state after the words before, from the output of an earlier call; `past_key_values`: the same, as
+                transformers calls it before 5.24.
             labels: captions without the start id, with the end id, -100 for padding, [R, T]; gives `loss`.
             image_index: the image of each caption row [R]; by default row r belongs to image r. -1: a caption without
                 a photograph, which is read with nothing in sight (regions of zeros).
@@ -252,7 +255,7 @@ class PictaleCaptionerForConditionalGeneration(PreTrainedModel, GenerationMixin)
             report: dict[str, float | torch.Tensor] = {}
             loss = self.training_loss(encoder_outputs, decoder_input_ids, labels, image_index, report)
             return CaptionerOutput(loss=loss, report=report or None)
-        state, regions, keys = self.expand(encoder_outputs, image_index, past_key_values)
+        state, regions, keys = self.expand(encoder_outputs, image_index, past_key_values if cache is None else cache)
         count, length = decoder_input_ids.shape
         embedded = self.embed(decoder_input_ids.t().flatten())  # [T * R, E]
         deep, state, alphas = self.decoder(embedded, regions, keys, state, [count] * length)
@@ -265,7 +268,7 @@ class PictaleCaptionerForConditionalGeneration(PreTrainedModel, GenerationMixin)
         return CaptionerOutput(
             loss=loss,
             logits=logits,
-            past_key_values=state if use_cache is None or use_cache else None,
+            cache=state if use_cache is None or use_cache else None,
             encoder_last_hidden_state=encoder_outputs["last_hidden_state"],
             cross_attentions=(torch.stack(alphas, 1).unsqueeze(1),) if output_attentions else None,  # [R, 1, T, P]
         )
