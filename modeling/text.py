@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
 import nupunkt
 
 from .stop_words import STOP_WORDS
+from .word_forms import base_form
 from .words import split_words
 
 _OPENING = re.compile(r'(^|[\s(\[—-])"(?=\S)')
@@ -44,15 +46,17 @@ def is_content_word(word: str) -> bool:
 def content_words(texts: Iterable[str], limit: int | None = None) -> list[str]:
     """Words that carry the meaning of `texts`, lower-case, most repeated first, at most `limit`.
 
-    Stop words, numbers and words of one or two letters are left out.
+    Of several forms of one word ("dog", "dogs") only the most frequent stands for all. Stop words, numbers and words of
+    one or two letters are left out.
     """
-    counts: dict[str, int] = {}
+    counts: dict[str, Counter[str]] = {}  # of the forms of each word
     for text in texts:
         for word in split_words(text, lowercase=True):
             if is_content_word(word):
-                counts[word] = counts.get(word, 0) + 1
-    ranked = sorted(counts, key=lambda w: -counts[w])  # stable: first seen first among equals
-    return ranked if limit is None else ranked[:limit]
+                counts.setdefault(base_form(word), Counter())[word] += 1
+    ranked = sorted(counts.values(), key=lambda forms: -forms.total())  # stable: first seen first among equals
+    words = [forms.most_common(1)[0][0] for forms in ranked]
+    return words if limit is None else words[:limit]
 
 
 def clean_text(text: str) -> str:

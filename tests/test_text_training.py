@@ -166,7 +166,7 @@ def test_passages_told_sentence_by_sentence():
 
     def loss(part):
         batch = train_story_decoder.collate(part)
-        return float(model(**batch).loss), int(batch["labels"].ne(-100).sum())
+        return model(**batch).loss.item(), int(batch["labels"].ne(-100).sum())
 
     singles = [loss([row]) for row in rows]
     together, words = loss(rows)
