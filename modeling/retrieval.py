@@ -260,7 +260,8 @@ class PhotoRetrieval:
         options = (options or self.options).resolved()
         written = remembered = [()] * len(regions)
         if options.captions != "retrieve":
-            written = self.caption_regions(regions, options.num_captions, options.caption_beams)
+            how = (options.num_captions, options.caption_beams, options.caption_picture)
+            written = self.caption_regions(regions, *how)
         if options.captions == "retrieve" or options.captions == "both" and self.can_retrieve:
             nearest = self.bank.nearest(self._embedding().embed_images(regions), options.nearest_sentences)
             remembered = [tuple(_as_caption(found) for found in near) for near in nearest]

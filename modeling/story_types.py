@@ -22,6 +22,7 @@ CHOICES = ("sentence", "passage")
 _LIMITS: dict[str, tuple[float, float]] = {
     "num_captions": (1, 200),
     "caption_beams": (1, 200),
+    "caption_picture": (0, 1000),
     "nearest_sentences": (0, 1000),
     "strength": (-10, 10),
     "caption_removal": (0, 2),
@@ -60,8 +61,11 @@ class StoryOptions:
             heeds `top_k` and `min_p` as well.
         recipe: `pictale`, or `neural-storyteller` for that of 2015: the most probable passage for the shifted vector
             alone, by beam search; no content words, nothing of the passage before, no penalties, no reranking.
-        num_captions: Captions per photo, the best beams of the captioner, whose vectors are averaged.
+        num_captions: Captions per photo, of the captioner's beams, whose vectors are averaged.
         caption_beams: Beam width of the captioner (at least `num_captions`).
+        caption_picture: How much it counts, when captions are chosen of the beams, that they are near to the photo in
+            the joint embedding and differ (`modeling.photo_captions`); 0: the order of the beams, as with the recipe
+            `neural-storyteller`.
         captions: What is said of a photo: `generate` has the captioner write it, `retrieve` takes the sentences of the
             caption bank that lie nearest to the photo (as neural-storyteller did), `both` takes both; a pipeline that
             has no such sentences then only writes.
@@ -105,7 +109,8 @@ class StoryOptions:
     recipe: str = "pictale"
 
     num_captions: int = 3
-    caption_beams: int = 3
+    caption_beams: int = 8
+    caption_picture: float = 2.0
     captions: str = "both"
     nearest_sentences: int = 0
 
@@ -168,6 +173,7 @@ class StoryOptions:
         return dataclasses.replace(
             self,
             nearest_sentences=self.nearest_sentences or (100 if self.captions == "retrieve" else 5),
+            caption_picture=0.0,
             beam_width=self.beam_width or 50,
             focus=1.0,
             accent=0.0,

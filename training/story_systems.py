@@ -35,7 +35,7 @@ SYSTEMS: dict[str, dict[str, Any] | None] = {
     "real": None,
 }
 # options that decide what is seen, not how it is told
-SEEING = ("captions", "nearest_sentences", "num_captions", "caption_beams")
+SEEING = ("captions", "nearest_sentences", "num_captions", "caption_beams", "caption_picture")
 REAL_WORDS = (60, 130)  # of a passage of a book, about the length of a story
 PASSAGES_A_BOOK = 150
 

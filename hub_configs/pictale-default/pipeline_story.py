@@ -4,7 +4,8 @@
          `-> joint embedding -> nearest sentences of a bank, in place of captions or beside them
 
 Every arrow is a method that can be called alone: `caption`, `nearest_sentences`, `think`, `shift`, `write`, `tell`,
-`stream`. Stories that go on are `continuation.py`'s, sentences that a photo brings to mind are `retrieval.py`'s.
+`stream`. Captions are `photo_captions.py`'s, sentences that a photo brings to mind `retrieval.py`'s, stories that go on
+`continuation.py`'s.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from .modeling_skip_thoughts import PictaleSkipThoughtsEncoder
 from .modeling_story_decoder import PictaleStoryDecoderForConditionalGeneration
 from .naturalness import Naturalness
 from .onnx_captioner import load_exported
+from .photo_captions import PhotoCaptions
 from .pipeline_files import PipelineFiles
 from .plots import Plots, plan
 from .reranking import Ranking, Wish
@@ -46,8 +48,7 @@ from .story_types import (
     written_captions,
 )
 from .styles import Style, encode_passages, make_style, parse_style, read_texts, shift_style
-from .text import clean_text, content_words, growing_words, lyric_lines, split_sentences
-from .tokenization import whole_words
+from .text import content_words, growing_words, lyric_lines, split_sentences
 from .word_forms import taken_up
 from .writer import PassageTask, Writer
 from .writer_bookshelf import BookshelfWriter
@@ -59,7 +60,7 @@ CAPTION_STYLE = "caption"
 PREVIOUS_SENTENCES = 4  # how much of the text before makes the vector of the passage before, as in training
 
 
-class StoryPipeline(StoryContinuation, PhotoRetrieval, PipelineFiles):
+class StoryPipeline(StoryContinuation, PhotoRetrieval, PhotoCaptions, PipelineFiles):
     """Captions photos and tells stories about them.
 
     Example:
@@ -193,55 +194,6 @@ class StoryPipeline(StoryContinuation, PhotoRetrieval, PipelineFiles):
             ModelFolderError: there are none, they are of other weights, or onnxruntime is not installed.
         """
         self.captioner = load_exported(self.captioner, folder)
-
-    # -- seeing ------------------------------------------------------------------------------------------------------
-    def caption(
-        self, images: Any, num_captions: int | None = None, num_beams: int | None = None
-    ) -> list[tuple[Caption, ...]]:
-        """Captions of photos, best first, each word with its attention map.
-
-        Args:
-            images: Whatever `load_image` takes, or a list of that.
-            num_captions, num_beams: See `StoryOptions`.
-
-        Raises:
-            ImageError: something that cannot be used as a photo, or an empty list.
-        """
-        return self.caption_regions(self._regions(load_images(images)), num_captions, num_beams)
-
-    @torch.no_grad()
-    def caption_regions(
-        self, regions: torch.Tensor, num_captions: int | None = None, num_beams: int | None = None
-    ) -> list[tuple[Caption, ...]]:
-        """`caption` of the backbone's features of photos, [B, P, F]."""
-        count = num_captions or self.options.num_captions
-        beams = max(num_beams or self.options.caption_beams, count)
-        encoded = self.captioner.encoder(region_features=regions)
-        sequences = self.captioner.generate(
-            encoder_outputs=encoded, num_beams=beams, num_return_sequences=count, do_sample=False
-        )  # [images * count, T]
-        owner = torch.arange(len(regions), device=sequences.device).repeat_interleave(count)
-        log_probs, attention = self.captioner.score(sequences, encoder_outputs=encoded, image_index=owner)
-        captions = [
-            self._caption(ids, log_prob, maps)
-            for ids, log_prob, maps in zip(sequences, log_probs, attention, strict=True)
-        ]
-        return [tuple(captions[i : i + count]) for i in range(0, len(captions), count)]
-
-    def _caption(self, ids: torch.Tensor, log_probs: torch.Tensor, maps: torch.Tensor) -> Caption:
-        special = set(self.caption_tokenizer.all_special_ids)
-        places = [i for i, token in enumerate(ids[1:].tolist()) if token not in special]
-        spelt = whole_words(self.caption_tokenizer.convert_ids_to_tokens(ids[1:][places]))
-        words = [word for word, _ in spelt]
-        maps = torch.stack([maps[places][parts].mean(0) for _, parts in spelt]) if spelt else maps[:0]  # [words, P]
-        length = int(log_probs.ne(0).sum().clamp_min(1))  # words and the end
-        rows, columns = self.captioner.grid_size
-        return Caption(
-            text=clean_text(" ".join(words)),
-            score=float(log_probs.sum() / length),
-            words=tuple(words),
-            attention=maps.reshape(-1, rows, columns).cpu().numpy(),
-        )
 
     # -- thinking ----------------------------------------------------------------------------------------------------
     def think(self, texts: Sequence[str]) -> np.ndarray:
