@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from transformers import AutoModelForSeq2SeqLM
+from transformers import AutoModelForSeq2SeqLM, PreTrainedTokenizerFast
 
-from modeling import PictaleStoryDecoderForConditionalGeneration
+from modeling import ModelFolderError, PictaleStoryDecoderForConditionalGeneration
 from modeling.modeling_story_decoder import StoryConditionOutput
-from tests.tiny import tiny_decoder
+from tests.tiny import tiny_decoder, tiny_tokenizer
+from training.export_weights import export_weights
 
 LENGTH = dict(max_new_tokens=7, min_new_tokens=1)
 
@@ -173,3 +174,31 @@ def test_save_and_load_write_the_same(model, inputs, tmp_path):
         AutoModelForSeq2SeqLM.from_pretrained(tmp_path, trust_remote_code=True),
     ):
         assert torch.equal(again.eval().generate(**inputs, num_beams=3, do_sample=False, **LENGTH), expected)
+
+
+def test_a_model_with_fewer_words_says_the_same_of_those_it_has(tmp_path):
+    model, tokenizer = tiny_decoder(), tiny_tokenizer()
+    size, kept = len(tokenizer), len(tokenizer) - 5
+    model.save_pretrained(tmp_path / "run")
+    tokenizer.save_pretrained(tmp_path / "run")
+    export_weights(tmp_path / "run", tmp_path / "whole")
+    export_weights(tmp_path / "run", tmp_path / "fewer", words=kept)
+    small = PreTrainedTokenizerFast.from_pretrained(tmp_path / "fewer")
+    assert len(small) == kept and small.get_vocab() == {w: i for w, i in tokenizer.get_vocab().items() if i < kept}
+    assert small.convert_tokens_to_ids(tokenizer.convert_ids_to_tokens(size - 1)) == small.unk_token_id
+    before, after = (
+        PictaleStoryDecoderForConditionalGeneration.from_pretrained(tmp_path / name).eval()
+        for name in ("whole", "fewer")
+    )
+    ids, thought = torch.randint(4, kept, (3, 6)), torch.randn(3, 24)
+    old, new = (m(thought=thought, decoder_input_ids=ids).logits for m in (before, after))
+    assert new.shape[-1] == kept and old.shape[-1] == size
+    cutoff = before.config.adaptive_cutoff
+    torch.testing.assert_close(new[..., :cutoff], old[..., :cutoff])
+    left = old[..., cutoff:kept]  # the rare share what all rare had
+    expected = left - left.logsumexp(-1, keepdim=True) + old[..., cutoff:].logsumexp(-1, keepdim=True)
+    torch.testing.assert_close(new[..., cutoff:], expected, rtol=0, atol=1e-5)
+    for words in (cutoff, size + 1, 0):
+        with pytest.raises(ModelFolderError, match="--words takes a number"):
+            export_weights(tmp_path / "run", tmp_path / "none", words=words)
+    assert not (tmp_path / "none").exists()
