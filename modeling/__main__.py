@@ -12,9 +12,9 @@
     python -m modeling --search "two dogs play in the snow" FOLDER
 
 Stories go to standard output, everything else to standard error. With --json each line is one object with `photo`,
-`captions` (each `text`, `score`, `remembered`), `style`, `seed`, `story`, and if it is quoted `sources` (each `title`,
-`author`, `year`); of one story over several photos, `photo` and `captions` are the last one's. A search prints the best
-photos of the folders, with --json one object each, `photo` and `similarity`.
+`captions` (each `text`, `score`, `remembered`), `style`, `seed`, `story`, if it is quoted `sources` and if it follows a
+page of a book `follows` (each `title`, `author`, `year`); of one story over several photos, `photo` and `captions` are
+the last one's. A search prints the best photos of the folders, with --json one object each, `photo` and `similarity`.
 
 Exit code 0: all told; 2: something could not be used, said in one sentence each; the other photos
 are told all the same.
@@ -33,7 +33,7 @@ from typing import Any
 from . import StoryPipeline
 from .errors import ImageError, PictaleError, StoryError
 from .story import Story
-from .story_types import MAX_SEED, Caption, Source, check_seed
+from .story_types import MAX_SEED, Caption, Source, books_of, check_seed
 from .styles import Style
 
 WIDTH = 92
@@ -128,7 +128,7 @@ def tell_each(pipe: StoryPipeline, args: argparse.Namespace, changes: dict[str, 
             print(f"pictale: {error}", file=sys.stderr)
             failed = True
             continue
-        show(photo, result.captions, result.style, result.seed, result.story, result.sources, args.json)
+        show(photo, result.captions, result.style, result.seed, result.story, result.sources, result.follows, args.json)
     return 2 if failed else 0
 
 
@@ -159,8 +159,9 @@ def tell_one(pipe: StoryPipeline, story: Story, args: argparse.Namespace, change
     last = story.photos[-1] if story.photos else None
     name = (args.photos or [last.name])[-1] if last else None
     captions = last.captions if last else ()
-    sources = tuple(dict.fromkeys(source for passage in story.passages for source in passage.sources))
-    show(name, captions, story.passages[-1].style, args.seed, story.text, sources, args.json)
+    sources = books_of(source for passage in story.passages for source in passage.sources)
+    follows = books_of(source for passage in story.passages for source in passage.follows)
+    show(name, captions, story.passages[-1].style, args.seed, story.text, sources, follows, args.json)
     if args.save:
         story.save(args.save)
     return 2 if failed else 0
@@ -193,19 +194,21 @@ def show(
     seed: int,
     story: str,
     sources: Sequence[Source],
+    follows: Sequence[Source],
     as_json: bool,
 ) -> None:
     if as_json:
         described = [{"text": c.text, "score": round(c.score, 4), "remembered": c.remembered} for c in captions]
         record = {"photo": photo, "captions": described, "style": style, "seed": seed, "story": story}
-        if sources:
-            record["sources"] = [dataclasses.asdict(source) for source in sources]
+        for name, books in (("sources", sources), ("follows", follows)):
+            if books:
+                record[name] = [dataclasses.asdict(book) for book in books]
         print(json.dumps(record, ensure_ascii=False), flush=True)
         return
     for caption in captions:
         print(f"  {caption.text}{'  (remembered)' if caption.remembered else ''}")
     lines = "\n".join(textwrap.fill(line, WIDTH) for line in story.split("\n"))
-    credit = "".join(f"— {source}\n" for source in sources)
+    credit = "".join(f"— {text}\n" for text in [*sources, *(f"after a page of {book}" for book in follows)])
     print(f"\n{lines}\n{credit}\n({style}, seed {seed})\n", flush=True)
 
 

@@ -250,7 +250,9 @@ def _growing(story: Story, step: Step, empty: Passage, parts: Iterator[Written])
 
     for text in growing_words(texts()):
         yield with_passage(text=text)
-    yield with_passage(text=written.text, scores=_mean_scores(written), choices=written.choices)
+    yield with_passage(
+        text=written.text, follows=written.follows, scores=_mean_scores(written), choices=written.choices
+    )
 
 
 def _mean_scores(written: Written) -> dict[str, float]:

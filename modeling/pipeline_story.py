@@ -34,9 +34,10 @@ from .naturalness import Naturalness
 from .onnx_captioner import load_exported
 from .photo_captions import PhotoCaptions
 from .pipeline_files import PipelineFiles
-from .plots import Plots, plan
+from .plots import Plots
 from .reranking import Ranking, Wish
 from .retrieval import PhotoRetrieval
+from .story_plots import StoryPlots
 from .story_types import (
     MAX_SEED,
     Caption,
@@ -60,7 +61,7 @@ CAPTION_STYLE = "caption"
 PREVIOUS_SENTENCES = 4  # how much of the text before makes the vector of the passage before, as in training
 
 
-class StoryPipeline(StoryContinuation, PhotoRetrieval, PhotoCaptions, PipelineFiles):
+class StoryPipeline(StoryContinuation, StoryPlots, PhotoRetrieval, PhotoCaptions, PipelineFiles):
     """Captions photos and tells stories about them.
 
     Example:
@@ -300,14 +301,14 @@ class StoryPipeline(StoryContinuation, PhotoRetrieval, PhotoCaptions, PipelineFi
         thought = shift_style(x, mean, style, options.strength, options.caption_removal, options.focus)
         writer = self._writer(options)
         words, done = list(writer.known(words)), Written("")
-        plots = self._plan(x - mean, style, before, seed, options, new_photo, view)
+        events = self.plot(x - mean, style, words, seed, options, before, label, new_photo, view)
         for part in range(options.passages):
             told = f"{before} {done.text}".strip()
             follows = bool(told) and options.recipe == "pictale"
             wish = Wish(x - mean, style, tuple(words), tuple(given), told, view)
             previous = self._last_thought(told) if follows else None
             step_seed, comes = (seed + part) % (MAX_SEED + 1), new_photo and not part
-            task = PassageTask(thought, wish, previous, step_seed, options, label, tuple(captions), comes, plots[part])
+            task = PassageTask(thought, wish, previous, step_seed, options, label, tuple(captions), comes, events[part])
             for written in writer.write(task):
                 text = f"{done.text}{writer.separator}{written.text}".strip()
                 yield Written(text, done.choices + written.choices)
@@ -315,26 +316,6 @@ class StoryPipeline(StoryContinuation, PhotoRetrieval, PhotoCaptions, PipelineFi
             # what has been told once is background; what has not yet been is asked for first
             used = taken_up(words, content_words([written.text]))
             words = [w for w in words if w not in used] + used[:BACKGROUND_WORDS]
-
-    def _plan(
-        self,
-        seen: np.ndarray,
-        style: np.ndarray,
-        before: str,
-        seed: int,
-        options: StoryOptions,
-        new_photo: bool,
-        view: np.ndarray | None,
-    ) -> Sequence[np.ndarray | None]:
-        """What happens in each of `options.passages` passages; see `_write_parts`."""
-        if self.plots is None or not options.plot:
-            return [None] * options.passages
-        about = [seen] if seen.any() else []
-        if before.strip() and not new_photo:
-            about.append(self._last_thought(before) - style)
-        if self.plots.embedding != self._embedding_fingerprint:
-            view = None  # what it sees is not what the plots were seen by
-        return plan(self.plots, options.passages, about, view, len(split_sentences(before)), seed)
 
     def _last_thought(self, text: str) -> np.ndarray:
         """Vector of the end of a text [D]."""

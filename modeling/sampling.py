@@ -18,7 +18,7 @@ Shapes: N passages, G conditions (1 or 2), T ids from `<s>` on, V vocabulary, K 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -165,7 +165,7 @@ def sample_passages(
         The passages; one that was cut off by the length is not `finished` and has no `</s>`.
     """
     start = start or begin(decoder, conditions)
-    found = _sample(decoder, conditions, count, generator, options, penalized, start, None)
+    found = _sample(decoder, conditions, count, generator, options, penalized, start, None, {})
     assert found is not None  # only a sentence may be declined
     return found
 
@@ -179,15 +179,17 @@ def sample_sentences(
     marks: SentenceMarks,
     penalized: torch.Tensor | None = None,
     start: Draft | None = None,
+    copies: Mapping[tuple[int, ...], Sequence[int]] | None = None,
 ) -> Continuations | None:
     """Write `count` next sentences for the passage `start`, or None: the decoder ends the passage here.
 
     A sentence is `finished` if it ended within `max_sentence_tokens` and what `max_new_tokens` leaves of the passage,
     and before all but `STRAGGLERS` of the others had: a few endless sentences would take as long as all the rest.
-    The other arguments are those of `sample_passages`.
+    What `copies` (`runs_of` some text) holds is not said in the same words. The other arguments are those of
+    `sample_passages`.
     """
     start = start or begin(decoder, conditions)
-    return _sample(decoder, conditions, count, generator, options, penalized, start, marks)
+    return _sample(decoder, conditions, count, generator, options, penalized, start, marks, copies or {})
 
 
 @torch.no_grad()
@@ -200,6 +202,7 @@ def _sample(
     penalized: torch.Tensor | None,
     start: Draft,
     marks: SentenceMarks | None,
+    copies: Mapping[tuple[int, ...], Sequence[int]],
 ) -> Continuations | None:
     config = decoder.config
     device, sides = conditions[0].device, len(conditions[0])  # G
@@ -227,6 +230,7 @@ def _sample(
         if may_decline and draw(log_probs[:1], generator, options) == config.eos_token_id:
             return None  # all rows stand at the same place, so the first speaks for all
         bar_words(log_probs, going, decoder, options, no_end=early or marks is not None)
+        bar_copies(log_probs, going, copies)
         chosen = draw(log_probs, generator, options)  # [A]
         total[rows] += raw.gather(1, chosen.unsqueeze(1)).squeeze(1)
         length[rows] += 1
@@ -280,3 +284,22 @@ def bar_repeats(log_probs: torch.Tensor, sequences: torch.Tensor, size: int) -> 
         for start in range(len(ids) - size + 1):
             if ids[start : start + size - 1] == last:
                 log_probs[row, ids[start + size - 1]] = -torch.inf
+
+
+def runs_of(ids: Sequence[int], size: int) -> dict[tuple[int, ...], list[int]]:
+    """The sequences of `size` ids in a text: what follows each sequence of `size - 1`."""
+    runs: dict[tuple[int, ...], list[int]] = {}
+    for end in range(size - 1, len(ids)):
+        if ids[end] >= 0:  # below 0: a word that cannot be written
+            runs.setdefault(tuple(ids[end - size + 1 : end]), []).append(ids[end])
+    return runs
+
+
+def bar_copies(log_probs: torch.Tensor, sequences: torch.Tensor, runs: Mapping[tuple[int, ...], Sequence[int]]) -> None:
+    """Set to -inf, in place, each word that would complete one of the `runs_of` a text."""
+    if not runs:
+        return
+    size = len(next(iter(runs)))
+    for row, ids in enumerate(sequences[:, -size:].tolist()):
+        if found := runs.get(tuple(ids)):
+            log_probs[row, found] = -torch.inf

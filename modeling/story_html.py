@@ -102,7 +102,8 @@ def story_html(story: Story, pictures: Sequence[bytes | None] | None = None) -> 
         kind = "passage own" if passage.origin == "user" else "passage"
         origin = _letters(origin_in_words(story, passage))
         text = _letters(passage.shown).replace("\n", "<br>")
-        books = "".join(f'<span class="origin"> — {_letters(str(source))}</span>' for source in passage.sources)
+        said = [*map(str, passage.sources), *(f"after a page of {book}" for book in passage.follows)]
+        books = "".join(f'<span class="origin"> — {_letters(credit)}</span>' for credit in said)
         closed = "</p></section>" if i < len(passages) - 1 else ""
         parts.append(f'<section><p class="origin">{origin}</p><p class="{kind}">{text}{books}{closed}')
     return "".join(parts)

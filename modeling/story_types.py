@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -237,12 +237,14 @@ class Candidate:
         scores: Its parts, see `modeling.reranking`: `grounding`, `picture`, `words`, `style`, `fluency`
             and so on; a writer may have others.
         source: Where it stands, if it is a quotation.
+        follows: The book on a page of which happens what it tells, if it is known (`modeling.story_plots`).
     """
 
     text: str
     score: float
     scores: dict[str, float]
     source: Source | None = None
+    follows: Source | None = None
 
 
 @dataclass(frozen=True)
@@ -260,12 +262,17 @@ class Written:
     @property
     def sources(self) -> tuple[Source, ...]:
         """The books it quotes, in order, each once."""
-        return sources_of(self.choices)
+        return books_of(choice[0].source for choice in self.choices)
+
+    @property
+    def follows(self) -> tuple[Source, ...]:
+        """The books whose events it follows, in order, each once."""
+        return books_of(choice[0].follows for choice in self.choices)
 
 
-def sources_of(choices: Sequence[Sequence[Candidate]]) -> tuple[Source, ...]:
-    """The books that the first of each choice was taken from, in order, each once."""
-    return tuple(dict.fromkeys(choice[0].source for choice in choices if choice[0].source is not None))
+def books_of(sources: Iterable[Source | None]) -> tuple[Source, ...]:
+    """Those that are there, in order, each once."""
+    return tuple(dict.fromkeys(source for source in sources if source is not None))
 
 
 @dataclass(frozen=True)
@@ -296,7 +303,12 @@ class StoryResult:
     @property
     def sources(self) -> tuple[Source, ...]:
         """The books that the story quotes, in order, each once; none if it was invented."""
-        return sources_of(self.choices)
+        return Written(self.story, self.choices).sources
+
+    @property
+    def follows(self) -> tuple[Source, ...]:
+        """The books on whose pages happens what the story tells, in order, each once; see `modeling.story_plots`."""
+        return Written(self.story, self.choices).follows
 
 
 def as_captions(captions: Sequence[Caption | str]) -> tuple[Caption, ...]:

@@ -9,6 +9,7 @@ reader see the first sentence while the second is being written.
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,16 @@ import torch
 from .beam_search import beam_passages
 from .modeling_story_decoder import PictaleStoryDecoderForConditionalGeneration, StoryConditionOutput
 from .reranking import Proposal, Ranking, Wish
-from .sampling import Continuations, Draft, SamplingOptions, SentenceMarks, begin, sample_passages, sample_sentences
+from .sampling import (
+    Continuations,
+    Draft,
+    SamplingOptions,
+    SentenceMarks,
+    begin,
+    runs_of,
+    sample_passages,
+    sample_sentences,
+)
 from .story_thread import last_words
 from .story_types import Candidate, StoryOptions, Written
 from .text import clean_text, content_words, is_content_word
@@ -26,6 +36,7 @@ from .word_forms import taken_up
 from .writer import PassageTask
 
 STOPS = (".", "!", "?", "…", "...")
+COPIED_WORDS = 6  # words and marks in a row that a passage must not share with the page whose events it follows
 BACKGROUND_WORDS = 2  # how many of the words already told a decoder is still shown
 SHORTEST_SENTENCE = 5  # words and marks that must be left of a passage for another sentence to be worth beginning
 
@@ -78,7 +89,9 @@ class DecoderWriter:
         generator = torch.Generator(self.decoder.device).manual_seed(task.seed)
         draft = self._begin(task)
         choices: list[tuple[Candidate, ...]] = []
-        plot = () if task.plot is None else task.plot
+        plot = () if task.events is None else task.events.thoughts
+        page = last_words(task.events.page, self.vocabulary, sys.maxsize) if len(plot) else []
+        copies = runs_of([self.vocabulary.get(word, -1) for word in page], COPIED_WORDS)
         while options.max_new_tokens - len(draft.written) >= (SHORTEST_SENTENCE if choices else 1):
             event = plot[len(choices)] if len(choices) < len(plot) else None
             if len(plot) and event is None and len(draft.written) >= options.min_new_tokens:
@@ -95,6 +108,7 @@ class DecoderWriter:
                 self._marks,
                 self._content_mask,
                 draft,
+                copies,
             )
             if found is None:
                 break
@@ -102,6 +116,8 @@ class DecoderWriter:
             best = max(range(len(candidates)), key=lambda i: candidates[i].score)
             draft = found.draft(best, self.decoder.config.pad_token_id)
             ranking.keep(best, self._text(draft.written))
+            if event is not None:
+                candidates = [dataclasses.replace(c, follows=task.events.source) for c in candidates]
             choices.append(tuple(sorted(candidates, key=lambda c: -c.score)))
             if settled := self._settled(draft.written):
                 yield Written(settled, tuple(choices))

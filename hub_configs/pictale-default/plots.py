@@ -8,7 +8,8 @@ less what such stories are about on average; a passage follows it by
 
 so that the picture, the course of events and the style are one sum. Plans before stories are an old idea (Yao et al.,
 Plan-And-Write, arXiv:1811.05701; prototypes that are rewritten: Guu et al., arXiv:1709.08878); here a plan is vectors
-alone, and a romance may follow what happened on somebody's way to work. No words of those stories are kept.
+alone, and a romance may follow what happened on somebody's way to work. No words of those stories are kept. Where a
+pipeline has a bookshelf, its pages are plots too (`modeling.story_plots`).
 
 One safetensors file, built by `python -m training.build_plots`:
 
@@ -36,12 +37,28 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from .errors import ModelFolderError
+from .story_types import Source
 
 PLOTS_FILE = "plots.safetensors"
 _FORMAT, _VERSION = "pictale-plots", "1"
 _HOW_TO_BUILD = "python -m training.build_plots"
 PARTS = 2  # passages that one plot is told in
 DRAWN = 3  # plots that a seed draws from
+
+
+@dataclass(frozen=True)
+class Events:
+    """What happens in a passage.
+
+    Args:
+        thoughts: d of its sentences, float32 [sentences, D].
+        page: The text that they are the thoughts of, where that is known: a passage must not say the same.
+        source: The book that the page is from.
+    """
+
+    thoughts: np.ndarray
+    page: str = ""
+    source: Source | None = None
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from .text import lyric_lines
 
 FORMAT, VERSION = "pictale-story", 1
 ORIGINS = ("photo", "user", "sentence", "story")
+_BOOKS = ("sources", "follows")  # fields of a passage that name some
 MAX_FILE_BYTES = 20_000_000
 MAX_TEXT = 20_000  # characters of one passage, sentence or caption
 MAX_ITEMS = 10_000  # steps of a story, words of a passage, and so on
@@ -80,6 +81,7 @@ class Passage:
         edited: The text was changed by hand.
         writer: Who wrote it, a name among `StoryPipeline.writers`.
         sources: The books it quotes; none if it was invented.
+        follows: The books on whose pages happens what it tells, if it follows any.
         choices: All candidates of all its sentences, as long as the program runs: files do not hold them.
     """
 
@@ -95,6 +97,7 @@ class Passage:
     edited: bool = False
     writer: str = "decoder"
     sources: tuple[Source, ...] = ()
+    follows: tuple[Source, ...] = ()
     choices: tuple[tuple[Candidate, ...], ...] = field(default=(), repr=False, compare=False)
 
     @property
@@ -245,6 +248,8 @@ class Story:
             parts.append(_escaped(passage.shown).replace("\n", "  \n"))
             if passage.sources:
                 parts.append("— " + _escaped("; ".join(map(str, passage.sources))))
+            if passage.follows:
+                parts.append("— after a page of " + _escaped("; ".join(map(str, passage.follows))))
         made = dict.fromkeys(f"{p.style}, seed {p.seed}" for p in self.passages if p.seed is not None)
         parts.append(f"*{_escaped('; '.join(made))}*" if made else "")
         return "\n\n".join(part for part in parts if part) + "\n"
@@ -297,10 +302,10 @@ def _step_record(step: Step) -> dict[str, Any]:
             for photo in step.photos
         ]
     if step.passages:
-        names = [f.name for f in dataclasses.fields(Passage) if f.name not in ("choices", "sources")]
+        names = [f.name for f in dataclasses.fields(Passage) if f.name not in ("choices", *_BOOKS)]
         record["passages"] = [
             {name: getattr(passage, name) for name in names}
-            | ({"sources": [dataclasses.asdict(source) for source in passage.sources]} if passage.sources else {})
+            | {name: [dataclasses.asdict(s) for s in books] for name in _BOOKS if (books := getattr(passage, name))}
             for passage in step.passages
         ]
     if step.edit:
@@ -393,14 +398,15 @@ def _read_passage(record: Any, where: str) -> Passage:
         lyrics=_value(record, "lyrics", where, bool),
         edited=_value(record, "edited", where, bool),
         writer=_value(record, "writer", where, str, type(None)) or "decoder",
-        sources=tuple(
-            Source(
-                _value(source, "title", where, str),
-                _value(source, "author", where, str),
-                _value(source, "year", where, int, type(None)),
-            )
-            for source in _items(record, "sources", where)
-        ),
+        **{name: tuple(_book(book, where) for book in _items(record, name, where)) for name in _BOOKS},
+    )
+
+
+def _book(record: Any, where: str) -> Source:
+    return Source(
+        _value(record, "title", where, str),
+        _value(record, "author", where, str),
+        _value(record, "year", where, int, type(None)),
     )
 
 

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from .plots import Events
 from .reranking import Wish
 from .story_types import StoryOptions, Written
 
@@ -27,7 +28,7 @@ class PassageTask:
         options: How it is written.
         label: Name of the style or blend, for writers that know what a romance is.
         captions: What the photo shows that the story is about, or was last.
-        plot: What its sentences follow, less the mean of such thoughts [sentences, D]; None: nothing but the picture.
+        events: What its sentences follow; None: nothing but the picture.
         new_photo: The story comes to this photo with this passage.
     """
 
@@ -39,7 +40,7 @@ class PassageTask:
     label: str = ""
     captions: tuple[str, ...] = ()
     new_photo: bool = False
-    plot: np.ndarray | None = None
+    events: Events | None = None
 
 
 class Writer(Protocol):
