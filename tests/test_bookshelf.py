@@ -259,6 +259,15 @@ def test_every_genre_has_its_share_and_every_word_its_passage():
     assert len(choose_passages(pool, books, {}, 1000)) == len(pool)
 
 
+def test_pages_that_tell_come_before_those_that_talk():
+    told = "A dog ran. The man {}. It was {}."
+    spoken = "“A dog ran,” said the man {}. He was {}. It rained."
+    short = "A dog ran to the man {}, and it was {}."
+    pool = [BookPassage(text.format(i, i), 0) for i in range(20) for text in (spoken, told, short)]
+    chosen = choose_passages(pool, BOOKS, {"dog": 1.0, "man": 0.5}, 20)
+    assert {p.text for p in chosen} == {told.format(i, i) for i in range(20)}
+
+
 def test_wanted_words_are_what_the_captioner_can_say():
     wanted = wanted_words(tiny_tokenizer())
     assert {"dog", "cat", "beach", "hous"} <= set(wanted) and "the" not in wanted

@@ -4,6 +4,8 @@ something for every photo, in every genre, from every book.
 The choice is greedy. A passage is worth the sum of weight / (1 + n) over the wanted words it has, n being how many
 passages of its genre with that word were chosen before, in proportion to its length: so "dog" is there many times over,
 "skateboard" as often as novels have one, and no word fills the shelf. Weights fall with a word's rank among captions.
+Passages in which nobody speaks are worth several times as much: photos do not talk, and stories follow the events of
+such pages (`modeling.story_plots`).
 """
 
 from __future__ import annotations
@@ -51,6 +53,7 @@ _HURTFUL = re.compile(
 )
 MOST_NAMES, MOST_SPEECH = 3, 0.5
 SENTENCES = (2, 6)
+TELLING = (3, 4.0)  # sentences that a page needs to tell something, and how many times as much it is worth then
 
 
 @dataclass(frozen=True)
@@ -106,12 +109,16 @@ def is_quotable(text: str) -> bool:
         return False
     if text.lstrip("“").split(maxsplit=1)[0].strip(",;").lower() in _POINTING_STARTS:
         return False
-    sentences = len(_SENTENCE_END.findall(_TITLE.sub(r"\1", text)))
-    if not SENTENCES[0] <= sentences <= SENTENCES[1] or len(set(_NAME.findall(text))) > MOST_NAMES:
+    if not SENTENCES[0] <= count_sentences(text) <= SENTENCES[1] or len(set(_NAME.findall(text))) > MOST_NAMES:
         return False
     if text.count("“") != text.count("”"):
         return False
     return sum(map(len, re.findall(r"“[^”]*”", text))) <= MOST_SPEECH * len(text)
+
+
+def count_sentences(text: str) -> int:
+    """About how many sentences a tidy paragraph has; quick, for there are many."""
+    return len(_SENTENCE_END.findall(_TITLE.sub(r"\1", text)))
 
 
 def wanted_words(tokenizer: Any) -> dict[str, float]:
@@ -151,11 +158,12 @@ def _greedy(pool: Sequence[BookPassage], wanted: Mapping[str, float], count: int
     """The best `count` of one genre. A worth only falls as others are chosen, so only the top is looked at again."""
     forms = [{base_form(w) for w in content_words([p.text])} & wanted.keys() for p in pool]
     quota = max(1, round(BOOK_SHARE * count / max(len({p.book for p in pool}), 1)))
+    tells = [TELLING[1] if "“" not in p.text and count_sentences(p.text) >= TELLING[0] else 1.0 for p in pool]
     had: Counter[str] = Counter()
     of_book: Counter[int] = Counter()
 
     def worth(i: int) -> float:
-        return sum(wanted[form] / (1 + had[form]) for form in forms[i]) / len(pool[i].text)
+        return tells[i] * sum(wanted[form] / (1 + had[form]) for form in forms[i]) / len(pool[i].text)
 
     queue = [(-worth(i), i) for i in range(len(pool))]
     heapq.heapify(queue)
