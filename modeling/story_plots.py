@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .styles import Style
 
 PAGE_SENTENCES = (3, 5)  # that a page must have to be a plot, and that are followed
-SENTENCE_WORDS = (4, 30)
+SENTENCE_WORDS = (4, 22)
 PAGES = 40  # that suit best, of which those are taken that tell something
 SPEECH = frozenset('“”"')
 
