@@ -163,7 +163,9 @@ def test_sentences_are_told_by_the_picture_and_by_the_plot(pipe, monkeypatch):
     x = pipe.think(CAPTIONS) - pipe._styles["caption"].vector
     b = pipe.styles["horror"].vector
     parts = plan(pipe.plots, 2, [x], None, 0, 1)
-    expected = [b + 0.4 * 0.5 * x + 0.6 * event for part in parts for event in part]
+    shares = [0.3, 0.6, 0.6, 0.6, 0.6]  # the first sentence is about the photo first of all
+    events = [event for part in parts for event in part]
+    expected = [b + (1 - p) * 0.5 * x + p * event for p, event in zip(shares, events, strict=True)]
     plain = b + 0.5 * x
     rest = [thought for thought in told if np.abs(thought - plain).max() > 1e-6]  # a passage's own beginning is plain
     assert len(result.choices) >= len(rest) == 5

@@ -88,9 +88,10 @@ class StoryOptions:
         temperature, top_k, top_p, min_p: Sampling of words, see `SamplingOptions`.
         fading: How much of what the vector says of the picture is taken back as its words are told, from 0 to 1 (all of
             it, once all are), so that the story goes on instead of saying the same again.
-        plot: How far each sentence follows a sentence of a plot (`modeling.plots`) in place of the picture, from 0 (not
-            at all) to 1 (it goes by the picture's words alone). Only the decoder follows one, where sentences are
-            chosen and the pipeline has plots; 0 with the recipe `neural-storyteller`.
+        plot: How far each sentence follows a sentence of a plot (`modeling.plots`, `modeling.story_plots`) in place of
+            the picture, from 0 (not at all) to 1 (it goes by the picture's words alone); the first sentence about a
+            photo half as far. Only the decoder follows one, where sentences are chosen and the pipeline has plots; 0
+            with the recipe `neural-storyteller`.
         guidance: How far words are drawn away from what a passage about nothing in no style would say; 1: not at all.
             Above it picture and style are told more loudly. Beam search has none.
         presence_penalty, no_repeat_ngram_size: Against saying the same again; the penalty spares function words.
@@ -119,7 +120,7 @@ class StoryOptions:
     focus: float = 0.4
     accent: float = 1.0
     fading: float = 0.5
-    plot: float = 0.7
+    plot: float = 0.25
 
     candidates: int = 20
     choose: str = "sentence"
@@ -141,8 +142,8 @@ class StoryOptions:
     lyrics: bool = False
 
     weight_grounding: float = 0.5
-    weight_picture: float = 1.5
-    weight_plot: float = 1.0
+    weight_picture: float = 2.2
+    weight_plot: float = 0.3
     weight_words: float = 0.5
     weight_style: float = 1.0
     weight_fluency: float = 1.5

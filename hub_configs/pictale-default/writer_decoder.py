@@ -37,6 +37,7 @@ from .writer import PassageTask
 
 STOPS = (".", "!", "?", "…", "...")
 COPIED_WORDS = 6  # words and marks in a row that a passage must not share with the page whose events it follows
+OPENING = 0.5  # how far the first sentence about a photo follows a plot, of how far the others do
 BACKGROUND_WORDS = 2  # how many of the words already told a decoder is still shown
 SHORTEST_SENTENCE = 5  # words and marks that must be left of a passage for another sentence to be worth beginning
 
@@ -158,6 +159,8 @@ class DecoderWriter:
         shown = [word for word in words if word not in done] + done[:BACKGROUND_WORDS]
         told_share = fading * len(done) / len(words) if words else 0.0
         picture, plot = 1 - told_share, 0.0 if event is None else task.options.plot
+        if task.new_photo and not told:
+            plot *= OPENING  # which is about the photo first of all
         thought = task.thought - task.options.focus * (1 - picture * (1 - plot)) * wish.seen
         if event is not None:
             thought = thought + plot * event
