@@ -17,7 +17,7 @@ FOLDER = REPOSITORY / "hub_configs" / "pictale-default"
 PHOTOS = sorted((FOLDER / "examples").glob("*.jpg"))
 BOOK = "The wind had dropped by evening, and the boats lay still. Marit counted the lamps along the quay.\n\n" * 120
 SETTLED = 1000  # milliseconds for pictures to be drawn
-WIDTH, QUALITY = 1000, 78  # of the files: four of them are a quarter of a megabyte
+WIDTH, QUALITY = 920, 50  # of the files: four of them are a fifth of a megabyte
 
 
 def picture(page: Any, name: str) -> None:
