@@ -79,6 +79,12 @@ def test_the_style_says_which_shelf(pipe, style):
     assert pipe.tell(CAPTIONS, style, seed=1, plot=0.0, **LONG).follows == ()
 
 
+def test_a_story_in_no_style_or_about_nothing_follows_no_page(pipe):
+    assert pipe.tell(CAPTIONS, "horror", seed=1, strength=0.0, **LONG).follows == ()
+    options, style = pipe._options(LONG), pipe.styles["horror"].vector
+    assert pipe.plot(np.zeros_like(style), style, [], 1, options) == [None] * options.passages
+
+
 def test_a_style_unlike_all_shelves_follows_everyday_life():
     pipe = tiny_pipeline()
     texts = [page(thing, "one", True) for thing in THINGS] * 8

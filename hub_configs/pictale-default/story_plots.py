@@ -68,8 +68,10 @@ class StoryPlots:
         about = [seen] if seen.any() else []
         if before.strip() and not new_photo:
             about.append(self._last_thought(before) - style)
+        if not about:  # nothing to choose by
+            return [None] * options.passages
         told = len(split_sentences(before))
-        if genre := self._genre(style):
+        if options.strength > 0 and (genre := self._genre(style)):
             thought = sum(part / max(float(np.linalg.norm(part)), 1e-8) for part in about)
             known = tuple(self.writers["bookshelf"].known(words))
             wish = Wish(thought, style, known, (), before)
