@@ -27,7 +27,6 @@ Shapes: N plots, S sentences of each, K components, D thought width, E joint wid
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -37,6 +36,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from .errors import ModelFolderError
+from .neighbours import unit_rows
 from .story_types import Source
 
 PLOTS_FILE = "plots.safetensors"
@@ -182,7 +182,7 @@ class Plots:
     @cached_property
     def _means(self) -> np.ndarray:
         """What each plot is about as a whole, of length 1, float32 [N, K]."""
-        return _units((self.codes * self.scale).mean(1))
+        return unit_rows((self.codes * self.scale).mean(1))
 
     def nearest(self, about: np.ndarray, view: np.ndarray | None = None) -> np.ndarray:
         """All plots, those that suit best first [N].
@@ -195,23 +195,22 @@ class Plots:
         """
         scores = standardized(self._means @ (self.components.astype(np.float32) @ about))
         if view is not None and self.views is not None:
-            scores = scores + standardized(_units(self.views.astype(np.float32)) @ view)
+            scores = scores + standardized(unit_rows(self.views) @ view)
         return np.argsort(0.5 * self.anyway - scores, kind="stable")
 
 
 def plan(
-    plots: Plots, parts: int, about: Sequence[np.ndarray], view: np.ndarray | None, told: int, seed: int
+    plots: Plots, parts: int, about: np.ndarray, view: np.ndarray | None, told: int, seed: int
 ) -> list[np.ndarray]:
     """The thoughts that `parts` passages follow, [sentences, D] for each.
 
     Args:
-        about: What the story is about: the photo less captions in general, the story so far less its style [D] each.
-        view: The photo in the joint space.
+        about, view: See `Plots.nearest`.
         told: Sentences that the story has already: it goes on with a plot it has not followed yet, and with what
             comes after its opening.
         seed: Draws one of the `DRAWN` plots that suit best.
     """
-    order = plots.nearest(sum(_units(thought) for thought in about), view)
+    order = plots.nearest(about, view)
     rng = np.random.default_rng(seed)
     length = plots.codes.shape[1]
     planned: list[np.ndarray] = []
@@ -226,10 +225,6 @@ def plan(
 def standardized(values: np.ndarray) -> np.ndarray:
     """The same with mean 0 and deviation 1."""
     return (values - values.mean()) / max(float(values.std()), 1e-8)
-
-
-def _units(rows: np.ndarray) -> np.ndarray:
-    return rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-8)
 
 
 def in_parts(thoughts: np.ndarray, parts: int) -> list[np.ndarray]:

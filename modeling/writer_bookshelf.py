@@ -27,6 +27,7 @@ import numpy as np
 
 from .bookshelf import BOOKSHELF_FILE, HOW_TO_BUILD, Bookshelf
 from .errors import ModelFolderError, StoryError
+from .neighbours import unit_rows
 from .story_prompt import example_page
 from .story_types import Candidate, Written
 from .text import content_words
@@ -156,11 +157,7 @@ class BookshelfWriter:
         middle = shelf.shelves.mean(0)
         named = [vector for name, vector in self._styles().items() if name in shelf.genres]
         wanted = style - (np.mean(named, 0) if len(named) > 1 else middle)
-        return _unit(shelf.shelves - middle) @ _unit(wanted)
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-8)
+        return unit_rows(shelf.shelves - middle) @ unit_rows(wanted)
 
 
 def _deviations(values: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from modeling import ModelFolderError, StoryPipeline
+from modeling.neighbours import unit_rows
 from modeling.plots import DRAWN, PLOTS_FILE, Plots, in_parts, plan
 from modeling.text import split_sentences
 from tests.tiny import save_tiny_pipeline, tiny_captioner, tiny_embedding, tiny_encoder, tiny_pipeline
@@ -119,8 +120,8 @@ def test_a_plot_is_told_in_its_order_and_to_its_end():
 
 def test_a_seed_draws_among_the_nearest_and_a_longer_story_takes_further_ones():
     thoughts, plots = made(count=30)
-    about = [np.random.default_rng(5).normal(size=24).astype(np.float32)]
-    order = plots.nearest(about[0]).tolist()
+    about = np.random.default_rng(5).normal(size=24).astype(np.float32)
+    order = plots.nearest(about).tolist()
 
     def drawn(parts, told, seed):
         """The plots followed, told by their last sentences."""
@@ -162,7 +163,7 @@ def test_sentences_are_told_by_the_picture_and_by_the_plot(pipe, monkeypatch):
     result = pipe.tell(CAPTIONS, "horror", seed=1, plot=0.6, fading=0.0, focus=0.5, content_words=0, **LONG)
     x = pipe.think(CAPTIONS) - pipe._styles["caption"].vector
     b = pipe.styles["horror"].vector
-    parts = plan(pipe.plots, 2, [x], None, 0, 1)
+    parts = plan(pipe.plots, 2, x, None, 0, 1)
     shares = [0.3, 0.6, 0.6, 0.6, 0.6]  # the first sentence is about the photo first of all
     events = [event for part in parts for event in part]
     expected = [b + (1 - p) * 0.5 * x + p * event for p, event in zip(shares, events, strict=True)]
@@ -291,8 +292,8 @@ def test_those_are_kept_that_are_photographed(seeing):
 
 def test_how_near_a_story_is_anyway():
     rng = np.random.default_rng(0)
-    stories = [build_plots.unit(rng.normal(size=(5, 4)))]
-    pictures = [build_plots.unit(rng.normal(size=(300, 4)))]
+    stories = [unit_rows(rng.normal(size=(5, 4)))]
+    pictures = [unit_rows(rng.normal(size=(300, 4)))]
     near, anyway = build_plots.nearness(stories, pictures)
     cosines = pictures[0] @ stories[0].T
     for k in range(5):

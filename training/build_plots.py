@@ -34,6 +34,7 @@ from modeling.fingerprints import encoder_fingerprint
 from modeling.model_folder import load_component
 from modeling.modeling_joint_embedding import PictaleJointEmbedding
 from modeling.modeling_skip_thoughts import PictaleSkipThoughtsEncoder
+from modeling.neighbours import unit_rows
 from modeling.plots import PLOTS_FILE, Plots
 from modeling.words import split_words
 
@@ -77,10 +78,6 @@ def stories_of(corpus: Corpus, sentences: int, vocabulary: Mapping[str, int]) ->
             "or change --sentences."
         )
     return np.array(starts)
-
-
-def unit(rows: np.ndarray) -> np.ndarray:
-    return rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-8)
 
 
 def nearness(stories: Sequence[np.ndarray], pictures: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -142,11 +139,11 @@ def build(
     told = sentence_vectors(encoder, encoder.tokenizer, spoken).astype(np.float32)
     told = _means(told - told.mean(0), owners, len(captions))
     by_story = (thoughts - mean).reshape(len(starts), sentences, -1)
-    stories, pictures, views = [unit(by_story.mean(1))], [unit(told)], None
+    stories, pictures, views = [unit_rows(by_story.mean(1))], [unit_rows(told)], None
     if embedding is not None:
-        views = unit(embedding.embed_texts(texts).reshape(len(starts), sentences, -1).mean(1))
+        views = unit_rows(embedding.embed_texts(texts).reshape(len(starts), sentences, -1).mean(1))
         stories.append(views)
-        pictures.append(unit(_means(embedding.embed_texts(spoken), owners, len(captions))))
+        pictures.append(unit_rows(_means(embedding.embed_texts(spoken), owners, len(captions))))
     near, anyway = nearness(stories, pictures)
     nearest = np.argsort(anyway - near, axis=1)[:, :NEAREST]
     counts = np.bincount(nearest.ravel(), minlength=len(starts))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import ModelFolderError, StoryError
+from .neighbours import unit_rows
 from .plots import PARTS, Events, Plots, in_parts, plan
 from .reranking import Wish
 from .text import split_sentences
@@ -65,17 +66,16 @@ class StoryPlots:
         """
         if not options.plot or options.writer != "decoder":
             return [None] * options.passages
-        about = [seen] if seen.any() else []
+        about = unit_rows(seen)  # [D]
         if before.strip() and not new_photo:
-            about.append(self._last_thought(before) - style)
-        if not about:  # nothing to choose by
+            about = about + unit_rows(self._last_thought(before) - style)
+        if not about.any():  # nothing to choose by
             return [None] * options.passages
         told = len(split_sentences(before))
         if options.strength > 0 and (genre := self._genre(style)):
-            thought = sum(part / max(float(np.linalg.norm(part)), 1e-8) for part in about)
             known = tuple(self.writers["bookshelf"].known(words))
-            wish = Wish(thought, style, known, (), before)
-            task = PassageTask(thought, wish, None, seed, dataclasses.replace(options, candidates=PAGES), label)
+            wish = Wish(about, style, known, (), before)
+            task = PassageTask(about, wish, None, seed, dataclasses.replace(options, candidates=PAGES), label)
             if found := self._pages(task, genre, told // PAGE_SENTENCES[1]):
                 return found
         if self.plots is None:
@@ -90,7 +90,7 @@ class StoryPlots:
         if not style.any() or len(vectors) < 2:
             return ""
         middle = np.mean(list(vectors.values()), 0)
-        near = {name: _cosine(style - middle, vector - middle) for name, vector in vectors.items()}
+        near = {name: float(unit_rows(style - middle) @ unit_rows(vector - middle)) for name, vector in vectors.items()}
         try:
             shelf = self.writers["bookshelf"].bookshelf
         except ModelFolderError:  # there is none, or none for this encoder
@@ -112,8 +112,8 @@ class StoryPlots:
             return []
         books = {book.source for book in shelf.books if book.genre == genre}
         mean = shelf.shelves[shelf.genres.index(genre)]
-        told = [(page, telling(page.text)) for page in found if page.source in books]
-        pages = [(page, sentences) for page, sentences in told if len(sentences) >= PAGE_SENTENCES[0]]
+        looked_at = [(page, telling(page.text)) for page in found if page.source in books]
+        pages = [(page, sentences) for page, sentences in looked_at if len(sentences) >= PAGE_SENTENCES[0]]
         planned: list[Events] = []
         while pages and len(planned) < task.options.passages:
             page, sentences = pages[skipped % len(pages)]
@@ -128,7 +128,3 @@ def telling(page: str) -> list[str]:
     short, long = SENTENCE_WORDS
     sentences = [s for s in split_sentences(page) if not SPEECH & set(s) and short <= len(s.split()) <= long]
     return sentences[: PAGE_SENTENCES[1]]
-
-
-def _cosine(a: np.ndarray, b: np.ndarray) -> float:
-    return float(a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-8))
