@@ -131,6 +131,34 @@ def test_patience_counts_evaluations_below_the_best_also_over_a_resume(tmp_path)
     assert (result.steps, result.stopped_by, result.best_metric, result.best_step) == (5, "patience", 30.0, 2)
 
 
+class SharedLine(Line):
+    """Its weight is a view of a larger piece of memory, as those of a recurrent layer are on a GPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.w.data = torch.zeros(3)[1:2]
+
+
+def test_weights_that_are_views_of_one_piece_of_memory_are_resumed(tmp_path):
+    def part(name, max_steps, resume=False):
+        model = SharedLine()
+        data = [{"x": torch.tensor(float(i)), "y": torch.tensor(2.0 * i)} for i in range(1, 9)]
+        options = {"learning_rate": 0.1, "schedule": "constant", "evaluate_every": 2, "save_every": 2}
+        train(
+            model,
+            DataLoader(data, batch_size=4),
+            LoopOptions(str(tmp_path / name), max_steps=max_steps, **options),
+            evaluate=lambda m: {"loss": float((m.w - 2).abs())},
+            save=lambda m, folder: torch.save(m.w.detach().clone(), folder / "w.pt"),
+            resume=resume,
+        )
+        return float(model.w.detach())
+
+    whole = part("whole", 4)
+    part("cut", 2)
+    assert part("cut", 4, resume=True) == whole != 0
+
+
 def test_accumulating_two_halves_is_one_whole_batch(tmp_path):
     whole, _ = run(tmp_path, "whole", batch=8, max_steps=5, schedule="constant")
     halves, _ = run(tmp_path, "halves", batch=4, max_steps=5, schedule="constant", gradient_accumulation_steps=2)

@@ -270,7 +270,9 @@ class Trainer:
     def checkpoint(self) -> None:
         self.progress.seconds = self.seconds_before + time.monotonic() - self.started
         folder = self.output / "checkpoints" / f"step_{self.progress.step:08d}"
-        self.accelerator.save_state(str(folder), safe_serialization=True)
+        # not as safetensors: on a GPU the weights of a recurrent layer are views of one piece of memory, which its
+        # loader refuses (https://huggingface.co/docs/safetensors/torch_shared_tensors)
+        self.accelerator.save_state(str(folder), safe_serialization=False)
         if self.accelerator.is_main_process:
             replace_folder(self.output / "last", lambda path: self.save(self.weights(), path))
             record = self.output / "progress.json"
@@ -325,11 +327,14 @@ class Trainer:
             self.sampler.skip(done * self.accelerator.num_processes)
         elif done:
             loader = self.accelerator.skip_first_batches(loader, done)
-        state = torch.get_rng_state()
-        for i, batch in enumerate(loader):
-            if i == 0:
+        state, begun = torch.get_rng_state(), False
+        for batch in loader:
+            if not begun:
                 torch.set_rng_state(state)
+                begun = True
             yield batch
+        if not begun:  # stopped at the end of an epoch
+            torch.set_rng_state(state)
 
     def stop_reason(self) -> str | None:
         options = self.options
