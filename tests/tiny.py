@@ -1,6 +1,7 @@
 """Untrained models of a few thousand parameters, and a pipeline made of them."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,7 +66,9 @@ def tiny_decoder(seed: int = 0, layers: int = 1, style_size: int = 0) -> Pictale
     return model
 
 
-def tiny_captioner(seed: int = 0, vocab_size: int | None = None) -> PictaleCaptionerForConditionalGeneration:
+def tiny_captioner(
+    seed: int = 0, vocab_size: int | None = None, **options: Any
+) -> PictaleCaptionerForConditionalGeneration:
     torch.manual_seed(seed)
     config = PictaleCaptionerConfig(
         vocab_size=vocab_size or len(tiny_tokenizer()),
@@ -76,6 +79,7 @@ def tiny_captioner(seed: int = 0, vocab_size: int | None = None) -> PictaleCapti
         context_dim=16,
         attention_dim=16,
         hidden_size=24,
+        **options,
     )
     model = PictaleCaptionerForConditionalGeneration(config).eval()
     with torch.no_grad():  # a random model says the same of everything; make the photo matter

@@ -17,6 +17,7 @@ from modeling.modeling_captioner import PictaleCaptionerForConditionalGeneration
 from modeling.tokenization import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 
 from .backbone_weights import backbone_preprocessing, load_backbone_weights
+from .contrastive import ContrastiveOptions
 from .data_captions import build_tokenizer, read_split
 from .loop import LoopOptions
 from .photo_sources import AugmentOptions
@@ -86,6 +87,7 @@ class CaptionerRecipe:
             that `model` and `generation` change, and the backbone is frozen unless `model` says otherwise. None starts
             anew.
         self_critical: learn from the CIDEr of sampled captions instead of cross entropy.
+        contrastive: learn to tell photographs apart by their captions as well, where the backbone learns.
         backbone_learning_rate: peak rate of the backbone where `model.freeze_backbone` is false; None: the same rate
             as the rest.
     """
@@ -98,7 +100,16 @@ class CaptionerRecipe:
     word_vectors: str | None = None
     initial: str | None = None
     self_critical: SelfCriticalOptions | None = None
+    contrastive: ContrastiveOptions | None = None
     backbone_learning_rate: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.contrastive and self.self_critical:
+            raise RecipeError("contrastive goes with cross entropy: leave it or self_critical out.")
+        if self.contrastive and self.model.get("freeze_backbone", True):
+            raise RecipeError(
+                "contrastive teaches the backbone, which is frozen: add model.freeze_backbone=false, or leave it out."
+            )
 
 
 def load_initial(recipe: CaptionerRecipe) -> tuple[PictaleCaptionerForConditionalGeneration, PreTrainedTokenizerFast]:

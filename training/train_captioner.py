@@ -46,6 +46,7 @@ from modeling.modeling_captioner import PictaleCaptionerForConditionalGeneration
 from modeling.text import clean_text
 
 from .captioner_recipe import CaptionDataOptions, CaptionerRecipe, starting_point
+from .contrastive import ContrastiveCaptioner
 from .data_captions import CaptionExamples, CaptionSplit, EpochBatches, collate, read_split
 from .data_text import TextSource, load_rows
 from .feature_cache import FeatureCache
@@ -110,7 +111,7 @@ class Evaluation:
 
 def captioner_of(weights: torch.nn.Module) -> PictaleCaptionerForConditionalGeneration:
     """The captioner inside what the loop trains."""
-    return weights.captioner if isinstance(weights, SelfCriticalCaptioner) else weights
+    return weights.captioner if isinstance(weights, SelfCriticalCaptioner | ContrastiveCaptioner) else weights
 
 
 def save_captioner(model: PictaleCaptionerForConditionalGeneration, processor, tokenizer, folder: Path) -> None:
@@ -194,6 +195,9 @@ def run(recipe: CaptionerRecipe, resume: bool = False) -> TrainResult:
     if recipe.self_critical:
         score = caption_scorer(examples.captions, tokenizer, model.config.eos_token_id)
         trained_model = SelfCriticalCaptioner(model, score, recipe.self_critical)
+    elif recipe.contrastive:
+        torch.manual_seed(recipe.training.seed)
+        trained_model = ContrastiveCaptioner(model, recipe.contrastive)
     rates = {"encoder.backbone": recipe.backbone_learning_rate} if recipe.backbone_learning_rate else None
     evaluation = Evaluation(split, source, tokenizer, data.validation_images)
     return train(
