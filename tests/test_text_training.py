@@ -144,6 +144,18 @@ def test_a_passage_may_be_told_by_one_of_its_sentences():
             assert not thought[:start].any() and not thought[stop:].any()
 
 
+def test_thoughts_are_told_with_noise_that_the_seed_decides():
+    plain = make_passages(by_sentence=1.0, min_pull=1.0)
+    noisy, again = (make_passages(by_sentence=1.0, min_pull=1.0, noise=0.5) for _ in range(2))
+    lengths = []
+    for i in range(len(plain)):
+        added = noisy[i]["thoughts"] - plain[i]["thoughts"]
+        assert np.allclose(added, added[0], atol=1e-6) and noisy[i]["thoughts"].dtype == np.float32
+        assert np.array_equal(noisy[i]["thoughts"], again[i]["thoughts"])
+        lengths.append(float(np.linalg.norm(added[0])))
+    assert 0 < np.mean(lengths) < 0.5 and len(set(lengths)) == len(lengths)
+
+
 def test_passages_told_sentence_by_sentence():
     plain, passages = make_passages(min_pull=1.0), make_passages(by_sentence=1.0, min_pull=1.0)
     assert passages.spans.tolist() == plain.spans.tolist()
@@ -230,6 +242,16 @@ def test_a_resumed_run_equals_an_uninterrupted_one(workshop, trained_encoder, tm
     assert whole.keys() == cut.keys()
     for name in whole:
         torch.testing.assert_close(whole[name], cut[name], rtol=0, atol=1e-6)
+
+
+def test_workers_that_prepare_batches_change_nothing(workshop, trained_encoder, tmp_path):
+    changes = ["training.schedule=constant", "training.max_steps=20", "training.evaluate_every=20", "data.noise=0.5"]
+    encoder = trained_encoder / "best"
+    train_story_decoder.run(story_recipe(tmp_path / "alone", encoder, *changes))
+    train_story_decoder.run(story_recipe(tmp_path / "helped", encoder, *changes, "data.workers=2"))
+    alone, helped = (load_file(tmp_path / run / "last" / "model.safetensors") for run in ("alone", "helped"))
+    for name in alone:
+        torch.testing.assert_close(alone[name], helped[name], rtol=0, atol=1e-6)
 
 
 def test_a_decoder_that_went_on_from_another_is_resumed(trained_encoder, trained_decoder, tmp_path):

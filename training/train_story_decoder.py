@@ -64,7 +64,11 @@ class StoryData(TextData):
         by_sentence: Share of the passages that are told sentence by sentence, as a plot tells a story
             (`modeling.plots`): each sentence by its own vector, to a random share of [0.5, 1], and by that of the
             passage for the rest.
+        noise: Longest random vector that is added to the thoughts of a passage, which have a length of at most 1. The
+            shifted vector of a picture is the thought of no passage that ever was: a decoder that takes every number of
+            it at its word writes what nobody would.
         style_dropout: Share of passages whose style is not told, where the decoder is told styles.
+        workers: Processes that prepare batches while the model trains; a GPU is kept waiting without them.
     """
 
     encoder: str = "hub_configs/skip-thoughts-books"
@@ -79,7 +83,9 @@ class StoryData(TextData):
     one_sentence: float = 0.0
     speech: float = 1.0
     by_sentence: float = 0.0
+    noise: float = 0.0
     style_dropout: float = 0.15
+    workers: int = 0
 
 
 @dataclass
@@ -182,6 +188,10 @@ class Passages(Dataset):
             thoughts = own * each + (1 - own) * thought
             owner = np.repeat(np.arange(stop - start), np.diff(self.store.offsets[start : stop + 1])).tolist()
             owner.append(owner[-1])  # </s>
+        if data.noise:
+            size = thoughts.shape[-1]
+            added = rng.normal(0, 1, size) * rng.uniform(0, data.noise) / np.sqrt(size)  # [D]
+            thoughts = (thoughts + added).astype(np.float32)
         previous = np.zeros_like(thought)
         if before >= 0 and rng.random() >= data.previous_dropout:
             previous = self.thought(before, start)
@@ -389,7 +399,7 @@ def run(recipe: StoryRecipe, resume: bool = False, evaluate_only: bool = False) 
 
     return train(
         model,
-        DataLoader(passages, batch_sampler=batches, collate_fn=collate),
+        DataLoader(passages, batch_sampler=batches, collate_fn=collate, num_workers=data.workers),
         recipe.training,
         evaluate=evaluate,
         save=save,
