@@ -120,7 +120,7 @@ class StoryOptions:
     focus: float = 0.4
     accent: float = 1.0
     fading: float = 0.5
-    plot: float = 0.25
+    plot: float = 0.17
 
     candidates: int = 20
     choose: str = "sentence"
