@@ -7,11 +7,13 @@ than those before (maximal marginal relevance, Carbonell and Goldstein, 1998):
 
     log p(caption) / words + w (cos(photo, caption) - 1/2 max_j cos(caption, caption_j))      j: those chosen already
 
+and one whose content words another has already ("on a beach" after "at the beach") comes after those that add a word.
 Without a joint embedding, or with w = 0, captions come in the order of the beams.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,8 +21,9 @@ import torch
 
 from .images import load_images
 from .story_types import Caption
-from .text import clean_text
+from .text import clean_text, content_words
 from .tokenization import whole_words
+from .word_forms import base_form
 
 if TYPE_CHECKING:
     from .modeling_captioner import PictaleCaptionerForConditionalGeneration
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from .story_types import StoryOptions
 
 SAID_ALREADY = 0.5  # the 1/2 above
+LAST = 1e3  # more than captions differ by
 
 
 class PhotoCaptions:
@@ -81,10 +85,15 @@ class PhotoCaptions:
             return [tuple(group) for group in groups]
         views = self.embedding.embed_images(regions)  # [B, E]
         said = self.embedding.embed_texts([caption.text for caption in captions]).reshape(len(groups), pool, -1)
-        return [
-            tuple(group[i] for i in most_apt([c.score for c in group], texts @ view, texts @ texts.T, count, weight))
-            for group, view, texts in zip(groups, views, said, strict=True)
-        ]
+        return [self._most_apt(*parts, count, weight) for parts in zip(groups, views, said, strict=True)]
+
+    @staticmethod
+    def _most_apt(
+        group: list[Caption], view: np.ndarray, texts: np.ndarray, count: int, weight: float
+    ) -> tuple[Caption, ...]:
+        words = [frozenset(base_form(word) for word in content_words([caption.text])) for caption in group]
+        chosen = most_apt([c.score for c in group], texts @ view, texts @ texts.T, words, count, weight)
+        return tuple(group[i] for i in chosen)
 
     def _caption(self, ids: torch.Tensor, log_probs: torch.Tensor, maps: torch.Tensor) -> Caption:
         special = set(self.caption_tokenizer.all_special_ids)
@@ -102,12 +111,20 @@ class PhotoCaptions:
         )
 
 
-def most_apt(scores: list[float], near: np.ndarray, alike: np.ndarray, count: int, weight: float) -> list[int]:
+def most_apt(
+    scores: Sequence[float],
+    near: np.ndarray,
+    alike: np.ndarray,
+    words: Sequence[frozenset[str]],
+    count: int,
+    weight: float,
+) -> list[int]:
     """The captions to give, best first.
 
     Args:
         scores: Mean log-probability of each of n captions.
         near, alike: Their cosines to the photo [n] and to each other [n, n].
+        words: The content words of each.
         count: How many, at most n.
         weight: w, see the head of this file.
     """
@@ -115,6 +132,7 @@ def most_apt(scores: list[float], near: np.ndarray, alike: np.ndarray, count: in
     chosen = [int(worth.argmax())]
     while len(chosen) < count:
         fresh = worth - weight * SAID_ALREADY * alike[:, chosen].max(1)
+        fresh[[i for i, own in enumerate(words) if any(own <= words[j] for j in chosen)]] -= LAST
         fresh[chosen] = -np.inf
         chosen.append(int(fresh.argmax()))
     return chosen

@@ -47,13 +47,14 @@ def test_the_captioners_recipes_are_a_chain():
     from training.train_captioner import CaptionerRecipe
 
     folder = REPOSITORY / "hub_configs" / "captioner-flickr8k"
-    first, tuned, rewarded = (
+    whole, first, tuned, rewarded = (
         read_recipe(folder / name, CaptionerRecipe)
-        for name in ("recipe.json", "recipe-finetune.json", "recipe-scst.json")
+        for name in ("recipe.json", "recipe-frozen.json", "recipe-finetune.json", "recipe-scst.json")
     )
+    assert whole.initial is None and whole.contrastive is not None and whole.model["freeze_backbone"] is False
     assert first.initial is None and first.self_critical is None
     assert tuned.initial == f"{first.training.output_dir}/best" and tuned.model["freeze_backbone"] is False
     assert rewarded.initial == f"{tuned.training.output_dir}/best" and rewarded.self_critical.samples > 1
-    for recipe in (first, tuned, rewarded):  # what the next one learns from is what the evaluation found best
+    for recipe in (whole, first, tuned, rewarded):  # what the next one learns from is what the evaluation found best
         assert recipe.training.metric == "cider" and recipe.training.greater_is_better
         assert recipe.data.train == first.data.train and recipe.data.validation == first.data.validation

@@ -5,7 +5,11 @@ import pytest
 
 from modeling import StoryPipeline
 from modeling.photo_captions import most_apt
+from modeling.text import content_words
+from modeling.word_forms import base_form
 from tests.tiny import tiny_embedding, tiny_pipeline
+
+DIFFERENT = [frozenset(word) for word in "abcdefg"]
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +35,7 @@ def test_the_first_is_the_most_apt_and_the_next_says_something_else():
         vectors = rng.normal(size=(7, 4))
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         scores, view = rng.normal(-1, 0.3, 7), vectors[3] + 0.1
-        chosen = most_apt(list(scores), vectors @ view, vectors @ vectors.T, 4, weight)
+        chosen = most_apt(scores, vectors @ view, vectors @ vectors.T, DIFFERENT, 4, weight)
         assert len(set(chosen)) == 4
         worth = scores + weight * (vectors @ view)
         assert chosen[0] == worth.argmax()
@@ -39,8 +43,15 @@ def test_the_first_is_the_most_apt_and_the_next_says_something_else():
             before, rest = chosen[:place], [i for i in range(7) if i not in chosen[:place]]
             values = [worth[i] - weight / 2 * max(vectors[i] @ vectors[j] for j in before) for i in rest]
             assert chosen[place] == rest[int(np.argmax(values))]
-    everything = most_apt(list(scores), vectors @ view, vectors @ vectors.T, 7, 1.0)
+    everything = most_apt(scores, vectors @ view, vectors @ vectors.T, DIFFERENT, 7, 1.0)
     assert sorted(everything) == list(range(7))
+
+
+def test_what_adds_no_word_comes_last():
+    scores, near, alike = [-1.0, -1.1, -1.2, -1.3], np.zeros(4), np.eye(4)
+    words = [frozenset(w.split()) for w in ("dog run beach", "run beach", "dog run beach", "dog beach kite")]
+    assert most_apt(scores, near, alike, words, 4, 2.0) == [0, 3, 1, 2]
+    assert most_apt(scores, near, alike, words[:1] * 4, 3, 2.0) == [0, 1, 2]  # nothing else was thought of
 
 
 def test_captions_are_chosen_of_the_beams(pipe, photos):
@@ -49,7 +60,8 @@ def test_captions_are_chosen_of_the_beams(pipe, photos):
     views = pipe.embed_photos(photos)
     for group, three, view in zip(beams, chosen, views, strict=True):
         said = pipe.embedding.embed_texts([caption.text for caption in group])
-        order = most_apt([caption.score for caption in group], said @ view, said @ said.T, 3, 2.0)
+        words = [frozenset(map(base_form, content_words([caption.text]))) for caption in group]
+        order = most_apt([caption.score for caption in group], said @ view, said @ said.T, words, 3, 2.0)
         assert [c.text for c in three] == [group[i].text for i in order]
         for caption in three:
             assert caption.attention.shape[0] == len(caption.words) and not caption.remembered

@@ -2,14 +2,15 @@
 
     python -m training.train_captioner hub_configs/captioner-flickr8k/recipe.json
     python -m training.train_captioner hub_configs/captioner-flickr8k/recipe.json --resume
+    python -m training.train_captioner hub_configs/captioner-flickr8k/recipe-frozen.json        without a GPU
     python -m training.train_captioner hub_configs/captioner-flickr8k/recipe-finetune.json      then the backbone too
     python -m training.train_captioner hub_configs/captioner-flickr8k/recipe-scst.json          then learn from CIDEr
     python -m training.train_captioner hub_configs/tiny-captioner/recipe.json --set training.output_dir=/tmp/tiny
     accelerate launch --multi_gpu --num_processes 4 -m training.train_captioner RECIPE.json
     ACCELERATE_USE_CPU=1 accelerate launch --multi_gpu --num_processes 2 -m training.train_captioner RECIPE.json
 
-The three recipes are a chain: `initial` of each is the best of the one before. Any model folder can be an `initial`;
-its vocabulary and settings are kept.
+recipe.json trains all of it, the backbone too; the last three are a chain, `initial` of each the best of the one
+before. Any model folder can be an `initial`; its vocabulary and settings are kept.
 
 Data sets are named in the recipe and looked up in the folder $PICTALE_DATA first (see `training.recipes`). The features
 of the frozen backbone are computed once into `data.cache_dir`. While training, captions are generated for validation
