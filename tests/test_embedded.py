@@ -25,6 +25,12 @@ def test_a_dog_is_seen(results):
     assert any("dog" in caption.words for caption in results["dog"].captions)
 
 
+@pytest.mark.parametrize(("photo", "word"), [("gull", "bird"), ("horses", "horses"), ("skier", "snow")])
+def test_captions_or_what_they_bring_to_mind_name_what_is_there(results, photo, word):
+    texts = [caption.text.lower() for caption in results[photo].captions]
+    assert any(word in text.rstrip(".").split() for text in texts), texts
+
+
 def test_stories_are_clean_text(results):
     for result in results.values():
         assert result.story[0].isupper() or result.story[0] == "“"
