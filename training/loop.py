@@ -326,6 +326,8 @@ class Trainer:
         if done and hasattr(self.sampler, "skip"):
             self.sampler.skip(done * self.accelerator.num_processes)
         elif done:
+            if done >= len(loader):  # stopped at the end of an epoch; accelerate 1.1 would give a batch of None
+                return
             loader = self.accelerator.skip_first_batches(loader, done)
         state, begun = torch.get_rng_state(), False
         for batch in loader:
@@ -333,7 +335,7 @@ class Trainer:
                 torch.set_rng_state(state)
                 begun = True
             yield batch
-        if not begun:  # stopped at the end of an epoch
+        if not begun:
             torch.set_rng_state(state)
 
     def stop_reason(self) -> str | None:
