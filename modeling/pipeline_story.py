@@ -260,7 +260,7 @@ class StoryPipeline(StoryContinuation, StoryPlots, PhotoRetrieval, PhotoCaptions
     def _writer(self, options: StoryOptions) -> Writer:
         return self.writers[options.writer]
 
-    def _example_page(self, task: PassageTask) -> tuple[str, str] | None:
+    def _example_page(self, task: PassageTask) -> str:
         return self.writers["bookshelf"].example(task)
 
     def _ranking(self, wish: Wish, options: StoryOptions) -> Ranking:

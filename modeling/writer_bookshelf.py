@@ -28,15 +28,13 @@ import numpy as np
 from .bookshelf import BOOKSHELF_FILE, HOW_TO_BUILD, Bookshelf
 from .errors import ModelFolderError, StoryError
 from .neighbours import unit_rows
-from .story_prompt import example_page
+from .story_prompt import shortened_page
 from .story_types import Candidate, Written
-from .text import content_words
 from .word_forms import base_form
 from .writer import PassageTask
 
 SHELVES = 6.0
 CHANCE = 0.3
-EXAMPLE_WORDS = 5  # what a page is said to be about
 
 
 class BookshelfWriter:
@@ -120,21 +118,16 @@ class BookshelfWriter:
         ]
         return sorted(candidates, key=lambda c: -c.score)
 
-    def example(self, task: PassageTask) -> tuple[str, str] | None:
-        """For other writers, a page that suits a task: what it is about, and the page. None if there is none."""
+    def example(self, task: PassageTask) -> str:
+        """For other writers, a page that suits a task; "" if there is none."""
         named = {part.partition(":")[0].strip() for part in task.label.split(",")}
         try:
             unlike = named <= set(self._styles()) and not named & set(self.bookshelf.genres)
             if unlike or task.options.strength <= 0:
-                return None
-            passage = self.search(task)[0].text
+                return ""
+            return shortened_page(self.search(task)[0].text)
         except (ModelFolderError, StoryError):  # no bookshelf, or all of it was quoted
-            return None
-        wanted = {base_form(word) for word in task.wish.content}
-        words = sorted(
-            content_words([passage]), key=lambda word: base_form(word) not in wanted
-        )  # those of the photo first
-        return example_page(words[:EXAMPLE_WORDS], passage)
+            return ""
 
     def _scores(self, task: PassageTask) -> dict[str, np.ndarray]:
         """Each score for all passages [N]."""

@@ -33,7 +33,7 @@ class EndpointWriter:
 
     separator = "\n\n"
 
-    def __init__(self, example: Callable[[PassageTask], tuple[str, str] | None], quiet: float = 60) -> None:
+    def __init__(self, example: Callable[[PassageTask], str], quiet: float = 60) -> None:
         self._example, self._quiet = example, quiet
         self._refused: set[str] = set()
 

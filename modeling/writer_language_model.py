@@ -41,7 +41,7 @@ class LanguageModelWriter:
     def __init__(
         self,
         place: ModelPlace | LanguageModel,
-        example: Callable[[PassageTask], tuple[str, str] | None],
+        example: Callable[[PassageTask], str],
         device: str | torch.device = "cpu",
     ) -> None:
         self.place = place if isinstance(place, ModelPlace) else None
@@ -125,7 +125,7 @@ class LanguageModelWriter:
                 return ids, model.tokenizer(prompt.before, add_special_tokens=False)["input_ids"]
             if not words:
                 raise StoryError(f"The language model reads only {model.window} tokens at once: choose another one.")
-            words, example = (words // 2, example) if example is None else (words, None)
+            words, example = (words // 2, example) if not example else (words, "")
 
 
 def _ids(prompt: StoryPrompt, model: LanguageModel) -> list[int]:

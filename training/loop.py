@@ -46,10 +46,10 @@ from .reports import RunReports, check_trackers
 
 
 def native_bf16() -> bool:
-    """Whether this machine multiplies bfloat16 in hardware (a recent GPU, or a processor with AMX)."""
+    """Whether this machine multiplies bfloat16 in hardware: a recent GPU, or a processor with AMX or AVX512-BF16."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported()
-    return getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+    return any(getattr(torch.cpu, f"_is_{kind}_supported", lambda: False)() for kind in ("amx_tile", "avx512_bf16"))
 
 
 @dataclass
