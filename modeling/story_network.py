@@ -10,8 +10,8 @@ they are bfloat16. For the last two, rows may differ in their last bits with the
 A memory holds the keys and values of a tree: a prompt that is read once, then continuations of it side by side, a
 column for each token. A mask says which columns belong to the text of a row.
 
-Shapes: N rows (tokens read in this step, of all texts), n rows of one text, H width, A heads, K heads of keys, D width of
-a head, C columns of a memory, L layers, V pieces of the vocabulary, O outputs and I inputs of a linear layer.
+Shapes: N rows (tokens read in this step, of all texts), n rows of one text, H width, A heads, K heads of keys, D width
+of a head, C columns of a memory, L layers, V pieces of the vocabulary, O outputs and I inputs of a linear layer.
 """
 
 from __future__ import annotations
