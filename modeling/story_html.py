@@ -62,18 +62,16 @@ def style_in_words(label: str) -> str:
 
 
 def origin_in_words(story: Story, passage: Passage) -> str:
-    """Where a passage came from: its photo or sentence, the words it was to take up, the style, the seed."""
+    """Where a passage came from: its photo or sentence, the style, the seed."""
     if passage.origin == "user":
         return "your own words"
     said = {"sentence": "from your sentence", "story": "from the story so far"}.get(passage.origin, "")
     if passage.photo is not None:
         photo = f"photo {passage.photo + 1}"
         said = f"{said} and {photo}" if said else f"from {photo}"
-    if passage.content_words:
-        said += ": " + ", ".join(passage.content_words)
     strength = "" if passage.strength == 1 else f" at strength {passage.strength:g}"
     parts = [said, f"{style_in_words(passage.style)}{strength}", f"seed {passage.seed}"]
-    if passage.writer != "decoder":
+    if passage.writer != STORYTELLER:
         parts.append(f"written by {passage.writer}")
     if passage.edited:
         parts.append("edited by hand")
@@ -102,7 +100,7 @@ def story_html(story: Story, pictures: Sequence[bytes | None] | None = None) -> 
         kind = "passage own" if passage.origin == "user" else "passage"
         origin = _letters(origin_in_words(story, passage))
         text = _letters(passage.shown).replace("\n", "<br>")
-        said = [*map(str, passage.sources), *(f"after a page of {book}" for book in passage.follows)]
+        said = [*map(str, passage.sources), *(f"in the manner of {book}" for book in passage.follows)]
         books = "".join(f'<span class="origin"> — {_letters(credit)}</span>' for credit in said)
         closed = "</p></section>" if i < len(passages) - 1 else ""
         parts.append(f'<section><p class="origin">{origin}</p><p class="{kind}">{text}{books}{closed}')
@@ -116,11 +114,11 @@ def story_page(story: Story, photos: Sequence[Any] = (), title: str | None = Non
         story: The story.
         photos: For each of its photos what `load_image` reads, or None; where nothing can be read, the thumbnail that
             the story keeps takes its place.
-        title: The heading; None: the first caption.
+        title: The heading; None: the story's title, or the first caption.
     """
     sources = [*photos, *[None] * len(story.photos)]
     pictures = [_picture(source, photo.thumbnail) for source, photo in zip(sources, story.photos, strict=False)]
-    if title is None:
+    if title is None and not (title := story.title):
         captions = (photo.captions[0].text for photo in story.photos if photo.captions)
         title = next(captions, "A story")
     title = title[:1].upper() + title[1:]

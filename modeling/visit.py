@@ -16,13 +16,13 @@ from typing import Any
 from .errors import PictaleError, StoryError, StyleError
 from .memory import give_back_memory
 from .story import Story
-from .story_types import Caption
+from .story_types import STORYTELLER, Caption
 from .styles import Style, parse_style
 
 PhotoSource = str | bytes
 OwnStyles = Mapping[str, Style]
 
-LENGTHS = {"Short": 1, "Medium": 2, "Long": 4}  # passages
+LENGTHS = ("Short", "Medium", "Long")
 MAX_OWN_STYLES = 20
 MAX_EARLIER = 5  # stories put aside
 MAX_PASSAGES = 60  # of one story, over all its steps
@@ -52,7 +52,7 @@ class Wishes:
         style, second: Names of styles; the second may be None.
         share: Of the second, in percent.
         strength: Of the style.
-        length: A key of `LENGTHS`.
+        length: One of `LENGTHS`.
         lyrics: In lines.
         writer: A name among the pipeline's writers.
         seed: A whole number, or text of one; None or "" draws one.
@@ -64,15 +64,16 @@ class Wishes:
     strength: float = 1.0
     length: str = "Medium"
     lyrics: bool = False
-    writer: str = "decoder"
+    writer: str = STORYTELLER
     seed: str | float | None = None
 
     def options(self) -> dict[str, Any]:
         """For the pipeline."""
-        if self.length not in LENGTHS:
-            raise PictaleError(f"There is no length '{str(self.length)[:60]}': choose from {', '.join(LENGTHS)}.")
-        passages = LENGTHS[self.length]
-        return {"strength": self.strength, "passages": passages, "lyrics": bool(self.lyrics), "writer": self.writer}
+        length = str(self.length)
+        if length.capitalize() not in LENGTHS:
+            raise PictaleError(f"There is no length '{length[:60]}': choose from {', '.join(LENGTHS)}.")
+        wishes = {"strength": self.strength, "length": length.lower(), "lyrics": bool(self.lyrics)}
+        return wishes | {"writer": self.writer}
 
     def checked_seed(self) -> int:
         """The seed as a number."""

@@ -23,7 +23,8 @@ import numpy as np
 import torch
 
 from modeling.errors import DataError
-from modeling.story_prompt import GENRES, LENGTHS, PAGE_STYLE, SONG, StoryPrompt, newest, shortened_page
+from modeling.story_prompt import GENRES, PAGE_STYLE, SONG, StoryPrompt, newest, shortened_page
+from modeling.story_types import LENGTHS
 from modeling.text import clean_text, content_words
 from modeling.word_forms import base_form, taken_up
 
