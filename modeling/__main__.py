@@ -13,8 +13,9 @@
 
 Stories go to standard output, everything else to standard error. With --json each line is one object with `photo`,
 `captions` (each `text`, `score`, `remembered`), `style`, `seed`, `title`, `story`, if it is quoted `sources` and if it
-is told in the manner of a page of a book `follows` (each `title`, `author`, `year`); of one story over several photos, `photo` and `captions` are
-the last one's. A search prints the best photos of the folders, with --json one object each, `photo` and `similarity`.
+is told in the manner of a page of a book `follows` (each `title`, `author`, `year`); of one story over several photos,
+`photo` and `captions` are the last one's. A search prints the best photos of the folders, with --json one object each,
+`photo` and `similarity`.
 
 Exit code 0: all told; 2: something could not be used, said in one sentence each; the other photos
 are told all the same.
@@ -74,9 +75,9 @@ def build_parser() -> argparse.ArgumentParser:
     options.add_argument("--lyrics", action="store_true", default=None, help="a song, in lines")
     options.add_argument(
         "--writer",
-        help="storyteller; bookshelf for a passage of a novel that suits the photo; neural-storyteller for the recipe of "
-        "2015; a language model's Hub id, folder or GGUF file; endpoint for the one that OPENAI_BASE_URL, OPENAI_MODEL "
-        "and OPENAI_API_KEY name (storyteller)",
+        help="storyteller; bookshelf for a passage of a novel that suits the photo; neural-storyteller for the recipe "
+        "of 2015; a language model's Hub id, folder or GGUF file; endpoint for the one that OPENAI_BASE_URL, "
+        "OPENAI_MODEL and OPENAI_API_KEY name (storyteller)",
     )
     options.add_argument("--bookshelf", metavar="FILE", help="a bookshelf of your own, for --writer bookshelf")
     options.add_argument("--beam-width", type=int, help="of the recipe of 2015 (50)")
