@@ -4,7 +4,8 @@
          `-> joint embedding -> sentences that it brings to mind
     captions, page, style, story so far -> storyteller -> candidates -> ranked -> story
 
-Every arrow is a method that can be called alone: `caption`, `nearest_sentences`, `think`, `shift`, `tell`, `stream`. Captions are `photo_captions.py`'s, sentences that a photo brings to mind `retrieval.py`'s, stories that go on
+Every arrow is a method that can be called alone: `caption`, `nearest_sentences`, `think`, `shift`, `tell`, `stream`.
+Captions are `photo_captions.py`'s, sentences that a photo brings to mind `retrieval.py`'s, stories that go on
 `continuation.py`'s.
 """
 
@@ -89,10 +90,10 @@ class StoryPipeline(StoryContinuation, PhotoRetrieval, PhotoCaptions, PipelineFi
     ) -> None:
         """Put a pipeline together from loaded parts; `styles` must contain one named `caption`, the c of the shift.
 
-        `storyteller` is its engine, or the folder of its model, which is loaded when it is first needed; `decoder` is what the
-        writer `neural-storyteller` writes with; `bookshelf` what the writer of that name quotes from, and where pages
-        are found that a style is shown by: a file is not opened before it is needed. `device` is where language models
-        compute; None: where the encoder does.
+        `storyteller` is its engine, or the folder of its model, which is loaded when it is first needed; `decoder` is
+        what the writer `neural-storyteller` writes with; `bookshelf` what the writer of that name quotes from, and
+        where pages are found that a style is shown by: a file is not opened before it is needed. `device` is where
+        language models compute; None: where the encoder does.
         """
         self.captioner = captioner.prepare_for_inference()
         self.image_processor, self.caption_tokenizer = image_processor, caption_tokenizer

@@ -15,8 +15,8 @@ The first four are brought to mean 0 and deviation 1 over the candidates of a ch
 same for every model (a deviation below the one in `SMALL` counts as that, for differences too small to matter); the
 sum is picture + words + style + likelihood - repetition, each times its weight.
 
-The novels' styles lie within a cosine of 0.98 of each other as seen from the mean of captions, so cos(v, b), the obvious
-measure, tells prose from captions and hardly one genre from another; hence the softmax over differences.
+The novels' styles lie within a cosine of 0.98 of each other as seen from the mean of captions, so cos(v, b), the
+obvious measure, tells prose from captions and hardly one genre from another; hence the softmax over differences.
 
 Shapes: N candidates, S styles, D thought width, E joint space.
 """

@@ -15,6 +15,7 @@ from typing import Any
 from .errors import ImageError
 from .images import load_image
 from .story import Passage, Story, StoryPhoto
+from .story_types import STORYTELLER
 
 PICTURE_SIDE = 1024  # of the photos in a file, in pixels
 

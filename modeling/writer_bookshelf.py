@@ -10,8 +10,9 @@ Always fluent, and honest about being a quotation. With x the captions' vector, 
     chance      what the seed adds, so that another seed opens another page
 
 The first two are counted in standard deviations over the bookshelf, half each, `style` times `SHELVES` times the
-strength; `thread` counts `OTHER_BOOK` against a passage. The sum decides; `chance` is added to the best `CANDIDATES`. A passage that the story has quoted is not quoted again. A style that is a blend, or a user's own, needs no shelf
-of its name: it leans towards the shelves that are near it.
+strength; `thread` counts `OTHER_BOOK` against a passage. The sum decides; `chance` is added to the best `CANDIDATES`.
+A passage that the story has quoted is not quoted again. A style that is a blend, or a user's own, needs no shelf of its
+name: it leans towards the shelves that are near it.
 
 Shapes: N passages, G genres, D thought width.
 """

@@ -1,4 +1,5 @@
-"""Two books, five genres' worth of made-up sentences, some captions and stories about them, for tests and for trying the path in seconds.
+"""Two books, five genres' worth of made-up sentences, some captions and stories about them, for tests and for trying
+the path in seconds.
 
 python -m training.tiny_text FOLDER
 """
@@ -20,7 +21,8 @@ TIMES = ("One day", "That night", "In the morning", "At last")
 
 
 def write_tiny_text(folder: str | Path) -> Path:
-    """Write `tiny-books` (eight books, two genres), `tiny-captions` (sixty pictures) and `tiny-stories` below `folder`."""
+    """Write `tiny-books` (eight books, two genres), `tiny-captions` (sixty pictures) and `tiny-stories` below
+    `folder`."""
     from datasets import Dataset
 
     folder = Path(folder)
