@@ -6,8 +6,8 @@ one that is nearest to what the photo shows and to the style at once,
     cos(v - m, x - c) + s cos(v - m, b - a)         each in deviations over the pages
 
 with v the page's thought, m the mean of the shelf, x - c what is particular to the photo, b the style, a the mean of
-all styles, s the strength. So a blend takes a page of either book, weak styles one that lies near the photo, strong ones
-one that sounds like the style and nothing else. The seed chooses among the best few.
+all styles, s the strength. So a blend takes a page of either book, weak styles one that lies near the photo, strong
+ones one that sounds like the style and nothing else. The seed chooses among the best few.
 
 Shapes: N pages, D thought width, K components of the bookshelf.
 """
