@@ -1,4 +1,4 @@
-"""Words are drawn as the options say, from a generator of one's own; what was written, or shown, is not written again."""
+"""Words are drawn as the options say, from a generator of one's own, and what was written or shown is barred."""
 
 import pytest
 import torch
