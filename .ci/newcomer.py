@@ -54,6 +54,7 @@ def new_environment(place: Path) -> dict[str, str]:
     return kept | {
         "PATH": f"{place / 'venv' / 'bin'}{os.pathsep}{kept.get('PATH', os.defpath)}",
         "XDG_CACHE_HOME": str(place / "cache"),
+        "PIP_QUIET": "1",  # a log that is read by people
         "PYTHONUNBUFFERED": "1",  # what the page says is read while it runs
     }
 
