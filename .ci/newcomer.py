@@ -151,7 +151,7 @@ def main() -> int:
         with timed("page"), page(for_page, folder, environment) as url:
             tell(url, folder, environment)
         print(f"$ {for_tests}", flush=True)
-        environment["PYTEST_ADDOPTS"] = shlex.join(["-rs", "--passed-to", str(passed)])  # beside the command, not in it
+        environment["PYTEST_ADDOPTS"] = shlex.join(["-rs", f"--passed-to={passed}"])  # beside the command, not in it
         with timed("tests"):
             tests = subprocess.run(["bash", "-c", for_tests], cwd=folder, env=environment, stdin=subprocess.DEVNULL)
         if tests.returncode:

@@ -21,6 +21,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's threads spin by d
 
 
 # -- two passes, which divide the suite between a machine with requirements.txt alone and one with every extra --------
+# With "=" before FILE: pytest looks for this file before it knows the options, and would take FILE for a place of tests
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("pictale")
     group.addoption("--passed-to", metavar="FILE", help="write the ids of the tests that passed into FILE, one a line")

@@ -102,10 +102,10 @@ def test_a_second_pass_runs_what_the_first_did_not(tmp_path):
         ).stdout
         return {line.removeprefix("PASSED ") for line in said.splitlines() if line.startswith("PASSED ")}
 
-    run("--passed-to", "passed")
+    run("--passed-to=passed")
     first = set((tmp_path / "passed").read_text(encoding="utf-8").splitlines())
     assert len(first) == 3 and all(name.startswith("test_mini.py::test_each[") for name in first)
-    assert run("--without", "passed", EXTRA="1") == {
+    assert run("--without=passed", EXTRA="1") == {
         "test_mini.py::test_more[0]",
         "test_mini.py::test_more[1]",
         "test_mini.py::test_left_dirty",
