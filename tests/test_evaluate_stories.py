@@ -1,5 +1,6 @@
 """What is counted in stories, by hand; judges, false ones and (where they are installed) the real ones; the report."""
 
+import importlib.util
 import json
 
 import numpy as np
@@ -27,6 +28,10 @@ from training.story_measures import (
 )
 from training.story_systems import SYSTEMS, Library, Told, parse_system, read_library
 from training.tiny_photos import write_tiny_photos
+
+judges_style = pytest.mark.skipif(
+    importlib.util.find_spec("sklearn") is None, reason="the style judge needs scikit-learn (training/requirements.txt)"
+)
 
 
 # -- measures ---------------------------------------------------------------------------------------------------------
@@ -109,6 +114,7 @@ def genre_texts() -> Library:
     return library
 
 
+@judges_style
 def test_the_style_judge_tells_genres_and_has_not_read_the_book():
     library = genre_texts()
     judge = StyleJudge(library.texts, library.genres, library.books, folds=4)
@@ -214,6 +220,7 @@ def test_photos_are_drawn_and_the_others_make_the_gallery(photos):
     assert len(photos.images) == len(photos.ids) == 3 < len(photos.captions)
 
 
+@judges_style
 def test_every_system_tells_every_photo_in_every_style(pipe, photos):
     library = genre_texts()
     systems = SYSTEMS | {"one": {"candidates": 1, "passages": 1}}
@@ -324,6 +331,7 @@ def test_the_library_reads_books_and_short_stories(tmp_path):
         read_library([str(tmp_path / "plain")])
 
 
+@judges_style
 def test_the_command(tmp_path, capsys, monkeypatch):
     books, _ = write_books(tmp_path / "books")
     model = save_tiny_pipeline(tmp_path / "models")
@@ -359,6 +367,7 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert "Error: " in capsys.readouterr().err
 
 
+@judges_style
 def test_judges_that_are_there_are_found():
     found, missing = find_judges(genre_texts(), "/no/such/folder", "/no/such/folder")
     assert (

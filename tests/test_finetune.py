@@ -31,9 +31,14 @@ from training.tiny_photos import COLOURS, SHAPES, draw
 PHOTOS = 100
 
 
+@pytest.fixture(autouse=True, scope="module")
+def metrics():
+    """Of the module, so that it comes before the fixtures that train."""
+    pytest.importorskip("pycocoevalcap", reason="captions are scored with pycocoevalcap (training/requirements.txt)")
+
+
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    pytest.importorskip("pycocoevalcap", reason="captions are scored with pycocoevalcap (training/requirements.txt)")
     monkeypatch.setattr("training.metrics_captions.has_java", lambda: False)
     monkeypatch.setattr(caption_sources, "_said", set())
 
