@@ -269,7 +269,7 @@ class StoryPipeline(StoryContinuation, PhotoRetrieval, PhotoCaptions, PipelineFi
         mean = self._styles[CAPTION_STYLE].vector
         task = PassageTask(
             thought=shift_style(x, mean, style, options.strength),
-            wish=Wish(x - mean, style if options.strength > 0 else None, tuple(words), before, view),
+            wish=Wish(x - mean, style if options.strength else None, tuple(words), before, view),
             seed=seed,
             options=options,
             label=label,
