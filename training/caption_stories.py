@@ -11,7 +11,8 @@ one by `photo2`. Columns that are added, or made anew:
     seen2      captions of the second photo
 
 What was seen is kept in `OUTPUT.captions.jsonl`, so a run that was stopped goes on where it was, and another one with
-the same models has nothing left to do. Photos that are missing or broken are named, and their rows have no such captions.
+the same models has nothing left to do. Photos that are missing or broken are named, and their rows have no such
+captions.
 """
 
 from __future__ import annotations
