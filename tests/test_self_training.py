@@ -16,9 +16,10 @@ from training import self_train_storyteller as self_training
 from training.json_lines import JsonLines
 from training.recipes import read_recipe
 from training.self_train_storyteller import SelfTrainingRecipe, run
+from training.story_systems import Library
 from training.storyteller_comparison import Comparing, loss_difference, paired, verdict
 from training.storyteller_data import StoryRow, StorytellerData, read_stories
-from training.storyteller_scores import Judging, broken, closeness
+from training.storyteller_scores import BookStyles, Judging, broken, closeness
 from training.storyteller_selection import Selecting, select, totals
 from training.storyteller_telling import Teller, Telling, choose_prompts, flat, tell_prompts
 from training.tiny_text import write_tiny_text
@@ -386,6 +387,34 @@ def test_training_that_was_killed_goes_on_from_its_checkpoint(data, pipeline, mo
     (data / "run").rename(data / "before")
     run(recipe)
     assert weights(training / "last") == resumed
+
+
+def test_adapters_are_merged(data, pipeline, monkeypatch):
+    pytest.importorskip("peft")
+    Storytellers(monkeypatch)
+    (result,) = run(make_recipe(data, pipeline, lora={"rank": 2}))
+    made = data / "run" / "best"
+    assert result["kept"] and not list(made.glob("adapter*"))
+    assert weights(made) != weights(MODELS / "tiny-storyteller")
+
+
+def test_the_style_judge_has_not_read_the_books_it_is_tried_on():
+    pytest.importorskip("sklearn", reason="the style judge needs scikit-learn")
+    said = {"romance": "Anna loved the young count", "horror": "Igor feared the cold shadow"}
+    library = Library()
+    for book in range(16):
+        genre = ("romance", "horror")[book % 2]
+        for ending in ("in the garden", "by the lake"):  # a word of its book alone, twice: rarer ones do not count
+            library.texts.append(f"{said[genre]} {ending} of number{book}.")
+            library.genres.append(genre)
+            library.books.append(book)
+    judge = BookStyles(library)
+    assert judge.right == 1.0
+    read = {word for word in judge.vectorizer.vocabulary_ if word.startswith("number")}
+    assert len(read) == 14  # of each genre a book is kept
+    first, second = judge.probabilities(["She loved him.", "He feared it."], ["romance", "horror"])
+    assert first > 0.5 and second > 0.5
+    assert judge.probabilities(["She loved him."] * 2, ["horror", "mystery"]) == [pytest.approx(1 - first), None]
 
 
 def test_time_is_up(data, pipeline, monkeypatch, capsys):

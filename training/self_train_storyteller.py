@@ -135,7 +135,7 @@ class Round:
     def __init__(self, recipe: SelfTrainingRecipe, number: int, current: Path, shop: Workshop) -> None:
         self.recipe, self.number, self.current, self.shop = recipe, number, current, shop
         self.folder = Path(recipe.training.output_dir) / f"round_{number}"
-        self.about = {"round": number, "storyteller": str(current)}
+        self.about = {"round": number}
         self.folder.mkdir(exist_ok=True)
 
     @property

@@ -9,6 +9,7 @@ A story that breaks a rule (`broken`) is no candidate, whatever its scores.
 
 from __future__ import annotations
 
+import random
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -41,7 +42,7 @@ class Judging:
     """The `judging` section.
 
     Args:
-        books: Data sets that the style judge is trained on, see `story_systems.read_library`; a twentieth of
+        books: Data sets that the style judge is trained on, see `story_systems.read_library`; an eighth of
             the books of each genre, at least one, is kept from it and says how often it is right.
         base: Folder or Hub id of the language model that was not tuned; None: see `storyteller_base.load_base`.
         weights: How much each judge counts.
@@ -112,7 +113,7 @@ class BookStyles:
     """How much a text reads like the books of a genre.
 
     Args:
-        library: Passages; the last twentieth of the books of each genre is kept for `right`, if there are several.
+        library: Passages; an eighth of the books of each genre, at random, is kept for `right`, if there are several.
 
     Raises:
         DataError: scikit-learn is missing, or there are fewer than two genres.
@@ -127,17 +128,17 @@ class BookStyles:
         genres = sorted(set(library.genres))
         if len(genres) < 2:
             raise DataError("judging.books needs texts of two genres or more.")
-        held = set()
+        held, rng = set(), random.Random(0)
         for genre in genres:
             books = sorted({library.books[i] for i in library.of_genre(genre)})
-            held |= set(books[-max(1, len(books) // 20) :] if len(books) > 1 else ())
+            held |= set(rng.sample(books, max(1, len(books) // 8)) if len(books) > 1 else ())
         learn = [i for i, book in enumerate(library.books) if book not in held]
         rest = [i for i, book in enumerate(library.books) if book in held]
         self.vectorizer = TfidfVectorizer(
             tokenizer=plain_words, token_pattern=None, lowercase=False, sublinear_tf=True, min_df=2, max_features=50_000
         )
         features = self.vectorizer.fit_transform([library.texts[i] for i in learn])
-        self.model = LogisticRegression(C=10.0, class_weight="balanced", max_iter=1000)
+        self.model = LogisticRegression(class_weight="balanced", max_iter=1000)
         self.model.fit(features, [library.genres[i] for i in learn])
         self.genres = list(self.model.classes_)
         self.right = float("nan")
@@ -195,7 +196,11 @@ class Judges:
         style = self.styles.probabilities(texts, [story["style"] for story in stories])
         losses, counts = text_losses(*self.base, texts, most_tokens=512)
         return [
-            {"photo": round(float(p), 5), "style": s and round(s, 5), "likelihood": round(-loss / max(count, 1), 5)}
+            {
+                "photo": round(float(p), 5),
+                "style": s and round(s, 5),
+                "likelihood": round(float(-loss) / max(count, 1), 5),
+            }
             for p, s, loss, count in zip(photo, style, losses, counts, strict=True)
         ]
 
