@@ -29,6 +29,7 @@ MOST_WORDS_BEFORE = 120  # of the story so far that are read again, as in traini
 SENTENCE_TOKENS = 70  # of one sentence, at most
 TITLE_TOKENS = 16
 TITLE_TEMPERATURE = 0.8
+MOST_SENTENCES = 100  # only a bound, for a model that has forgotten what words are
 MOST_WORDS_BEYOND = 20  # a story may be longer by these than it was asked to be
 REPEATS = 5  # tokens; so many in a row are not written twice
 LEAST_SHARE = 0.6  # of the fewest words; before that it may not end
@@ -91,11 +92,12 @@ class StorytellerWriter:
         with self.engine.open(prompt.text(), page=prompt.page) as state:
             if not prompt.before:
                 title = self._title(state, task)
-            while (room := task.options.words[1] + MOST_WORDS_BEYOND - len(told.split())) > 0:
+            while len(choices) < MOST_SENTENCES:
+                room = task.options.words[1] + MOST_WORDS_BEYOND - len(told.split())
                 found = None
                 for found in self._sentence(state, task, told, len(choices), room):
                     if isinstance(found, str):
-                        yield Written(self._shown(f"{told} {found}", task), tuple(choices), title, follows)
+                        yield Written(self._shown(f"{told}{found}", task), tuple(choices), title, follows)
                 if not found:
                     break
                 told, candidates = self._chosen(state, found, told, ranking, task)
@@ -121,7 +123,7 @@ class StorytellerWriter:
     ) -> Iterator[str | list[Continuation]]:
         """Ways to go on by a sentence, last; before it, where there is one way only, its text as it grows.
 
-        The last item is empty where the story is over: the first of the candidates says so.
+        The last item is empty where the story is over: the first of the candidates says so, or none says anything.
         """
         options = task.options
         may_end = len(told.split()) >= LEAST_SHARE * options.words[0]
@@ -132,7 +134,8 @@ class StorytellerWriter:
         for found in state.write(options.candidates, seeds, sampling, until=until, allow_end=may_end):
             if options.candidates == 1 and found[0].text.strip():
                 yield found[0].text.rpartition(" ")[0]
-        yield [] if found[0].ended and not found[0].text.strip() else found
+        over = found[0].ended and not found[0].text.strip()
+        yield [] if over or not any(one.text.strip() for one in found) else found
 
     def _chosen(
         self, state: StoryState, found: list[Continuation], told: str, ranking: Ranking, task: PassageTask
@@ -152,10 +155,10 @@ class StorytellerWriter:
 
     @staticmethod
     def _shown(told: str, task: PassageTask, whole: bool = False) -> str:
-        text = " ".join(told.split())
+        text = " ".join(told.split()).strip(" /").rstrip(" ,;:-")  # a comma waits for what follows it
         if whole and text and not SENTENCE_END.search(text) and not task.options.lyrics:
-            text = text.rstrip(" ,;:-") + "."
-        return directed_quotes(text.strip(" /"))
+            text += "."
+        return directed_quotes(text)
 
 
 def _sampling(options: StoryOptions, most_tokens: int, temperature: float | None = None) -> SamplingOptions:
