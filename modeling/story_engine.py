@@ -32,9 +32,7 @@ from .sampling import SamplingOptions
 from .story_network import WHAT, StoryNetwork
 from .story_scheduler import Continuation, Job, Scheduler, Trunk
 
-STORY_SAMPLING = SamplingOptions(
-    temperature=0.7, top_k=64, top_p=0.95, no_repeat_ngram_size=5, max_new_tokens=300, max_sentence_tokens=60
-)
+STORY_SAMPLING = SamplingOptions(temperature=0.7, top_k=64, top_p=0.95, no_repeat_ngram_size=5, max_new_tokens=300)
 
 
 class Writing:
@@ -118,7 +116,7 @@ class StoryState:
 
         Args:
             seeds: Each with the place in the text decides what is drawn, so that they may be the same at every call.
-            sampling: How tokens are drawn: at temperature 0 the most probable; `guidance` has no meaning here.
+            sampling: How tokens are drawn: at temperature 0 the most probable.
             until: Told the text of a continuation after each of its tokens; True ends it. It is called in the thread
                 that writes for all, so it has to be quick. What it raises is raised here.
             max_tokens: Of each continuation; None: `sampling.max_new_tokens`.
