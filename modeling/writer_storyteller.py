@@ -114,6 +114,27 @@ class StorytellerWriter:
             raise StoryError("The storyteller has written nothing: try another seed.")
         yield Written(self._shown(told, task, whole=True), tuple(choices), title, follows)
 
+    def tell_several(self, task: PassageTask, count: int) -> tuple[str, str, list[Continuation]]:
+        """Whole stories, each as the model tells it: one batch, no sentence chosen among others.
+
+        Returns:
+            The title, which all have; the page that was shown, or ""; the stories as they were written. One that did
+            not come to its end within `MOST_WORDS_BEYOND` its length is cut there.
+        """
+        page = self._pages(task)
+        prompt = story_prompt(task, "", page.text if page else "")
+        most = task.options.words[1]
+
+        def over(text: str) -> bool:
+            words = len(text.split())
+            return words >= most + MOST_WORDS_BEYOND or words >= most and _sentence_over(text)
+
+        with self.engine.open(prompt.text(), page=prompt.page) as state:
+            title = self._title(state, task)
+            sampling = _sampling(task.options, 2 * (most + MOST_WORDS_BEYOND))
+            found = state.run(count, _seeds(task.seed, 1, count), sampling, until=over, allow_end=True)
+        return one_line(title), prompt.page, found
+
     # -- parts -------------------------------------------------------------------------------------------------------
     def _open(self, prompt: StoryPrompt, title: str = "") -> StoryState:
         text = f"{prompt.text()} {title}{STORY}" if title else prompt.text()

@@ -104,26 +104,33 @@ class FluencyJudge:
             raise DataError(f"The fluency judge {path} cannot be loaded ({str(error).rstrip('.')}).") from None
         self.tokenizer, self.model = loaded.tokenizer, loaded.model
 
-    @torch.inference_mode()
     def losses(self, texts: Sequence[str], batch_tokens: int = 1024) -> tuple[np.ndarray, np.ndarray]:
-        """Sum of the negative log-probabilities of each text's tokens, the first `MOST_TOKENS`, and their number.
+        """Sum of the negative log-probabilities of each text's tokens, the first `MOST_TOKENS`, and their number."""
+        return text_losses(self.model, self.tokenizer, texts, batch_tokens)
 
-        The texts come after the model's token for a beginning, so that the first word counts too.
-        """
-        start = self.tokenizer.bos_token_id
-        ids = [self.tokenizer(text, add_special_tokens=False)["input_ids"][:MOST_TOKENS] for text in texts]
-        ids = [row if start is None else [start, *row] for row in ids]
-        losses, counts = np.zeros(len(texts)), np.array([max(len(row) - 1, 0) for row in ids])
-        order = sorted((i for i in range(len(ids)) if counts[i]), key=lambda i: counts[i])
-        for rows in tqdm(list(_batches(order, counts, batch_tokens)), desc="fluency", leave=False):
-            longest = max(len(ids[i]) for i in rows)
-            batch = torch.tensor([ids[i] + [0] * (longest - len(ids[i])) for i in rows])  # [b, T]; the end is not read
-            logits = self.model(input_ids=batch, attention_mask=(_lengths(ids, rows)[:, None] > torch.arange(longest)))
-            log_probs = logits.logits[:, :-1].float().log_softmax(-1)
-            chosen = log_probs.gather(-1, batch[:, 1:, None]).squeeze(-1)  # [b, T - 1]
-            for k, i in enumerate(rows):
-                losses[i] = -float(chosen[k, : counts[i]].sum())
-        return losses, counts
+
+@torch.inference_mode()
+def text_losses(
+    model: Any, tokenizer: Any, texts: Sequence[str], batch_tokens: int = 1024, most_tokens: int = MOST_TOKENS
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sum of the negative log-probabilities of each text's first tokens under a language model, and their number.
+
+    The texts come after the model's token for a beginning, so that the first word counts too.
+    """
+    start = tokenizer.bos_token_id
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"][:most_tokens] for text in texts]
+    ids = [row if start is None else [start, *row] for row in ids]
+    losses, counts = np.zeros(len(texts)), np.array([max(len(row) - 1, 0) for row in ids])
+    order = sorted((i for i in range(len(ids)) if counts[i]), key=lambda i: counts[i])
+    for rows in tqdm(list(_batches(order, counts, batch_tokens)), desc="fluency", leave=False):
+        longest = max(len(ids[i]) for i in rows)
+        batch = torch.tensor([ids[i] + [0] * (longest - len(ids[i])) for i in rows])  # [b, T]; the end is not read
+        logits = model(input_ids=batch, attention_mask=(_lengths(ids, rows)[:, None] > torch.arange(longest)))
+        log_probs = logits.logits[:, :-1].float().log_softmax(-1)
+        chosen = log_probs.gather(-1, batch[:, 1:, None]).squeeze(-1)  # [b, T - 1]
+        for k, i in enumerate(rows):
+            losses[i] = -float(chosen[k, : counts[i]].sum())
+    return losses, counts
 
 
 def _lengths(ids: Sequence[Sequence[int]], rows: Sequence[int]) -> torch.Tensor:
