@@ -129,10 +129,10 @@ class StorytellerWriter:
             words = len(text.split())
             return words >= most + MOST_WORDS_BEYOND or words >= most and _sentence_over(text)
 
-        with self.engine.open(prompt.text(), page=prompt.page) as state:
-            title = self._title(state, task)
+        with contextlib.ExitStack() as stack:
+            title, state = self._title(stack.enter_context(self._open(prompt)), prompt, task, stack)
             sampling = _sampling(task.options, 2 * (most + MOST_WORDS_BEYOND))
-            found = state.run(count, _seeds(task.seed, 1, count), sampling, until=over, allow_end=True)
+            found = list(state.write(_seeds(task.seed, 1, count), sampling, until=over).result())
         return one_line(title), prompt.page, found
 
     # -- parts -------------------------------------------------------------------------------------------------------
