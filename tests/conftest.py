@@ -70,6 +70,15 @@ def embedded() -> Path:
 
 
 @pytest.fixture(scope="session")
+def shipped_storyteller(embedded) -> Path:
+    """The folder of the embedded pipeline's storyteller, or a skip where it has no weights."""
+    folder = embedded.parent / "storyteller-smollm2-135m"
+    if not (folder / "config.json").is_file():
+        pytest.skip("there are no weights of the storyteller in this tree")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def example_photos() -> list[Path]:
     """The photographs that ship with the repository."""
     return sorted((REPOSITORY / "hub_configs" / "pictale-default" / "examples").glob("*.jpg"))

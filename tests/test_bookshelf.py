@@ -144,16 +144,14 @@ def test_the_photos_words_count(pipe):
         assert [c.score for c in result.candidates] == sorted((c.score for c in result.candidates), reverse=True)
 
 
-def test_a_score_is_the_sum_of_its_parts(pipe, shelf):
+def test_a_score_is_the_sum_of_its_parts(pipe, shelf, monkeypatch):
     """Words and nearness count half each, in deviations over all passages; the style as the head of the module says."""
+    writer, tasks = pipe.writers["bookshelf"], []
+    search = writer.search
+    monkeypatch.setattr(writer, "search", lambda task: tasks.append(task) or search(task))
     for strength, seed in ((0.0, 1), (1.0, 1), (2.0, 7)):
-        task = []
-        writer = pipe.writers["bookshelf"]
-        search = type(writer).search
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(type(writer), "search", lambda self, one: task.append(one) or search(self, one))
-            best = pipe.tell(["A dog."], style="horror", seed=seed, writer="bookshelf", strength=strength).candidates
-        rows = writer._scores(task[0])
+        best = pipe.tell(["A dog."], style="horror", seed=seed, writer="bookshelf", strength=strength).candidates
+        rows = writer._scores(tasks[-1])
         assert len(best) == 20
         for one in best:
             place = shelf.passages.index(one.text)
@@ -217,7 +215,7 @@ def test_without_a_bookshelf_or_with_another_encoders_it_is_one_sentence(shelf, 
     for place in (None, tmp_path / "none.safetensors"):
         pipe.open_bookshelf(place)
         with pytest.raises(
-            PictaleError, match=r"no bookshelf .* `python -m training\.build_bookshelf .*another writer\.$"
+            PictaleError, match=r"no bookshelf .* `python -m training\.build_bookshelf .*another"
         ):
             pipe.tell(["A dog."], writer="bookshelf")
     foreign = dataclasses.replace(shelf, encoder="0" * 12)
