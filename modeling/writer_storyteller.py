@@ -29,6 +29,7 @@ from .writer import PassageTask
 
 MOST_WORDS_BEFORE = 120  # of the story so far that are read again, as in training
 SENTENCE_TOKENS = 70  # of one sentence, at most
+TOKENS_A_WORD = 1.4  # of English
 TITLE_TOKENS = 20
 STORY = "\nStory:"  # stands behind the title
 UNTITLED = "A Story"
@@ -131,7 +132,7 @@ class StorytellerWriter:
 
         with contextlib.ExitStack() as stack:
             title, state = self._title(stack.enter_context(self._open(prompt)), prompt, task, stack)
-            sampling = _sampling(task.options, 2 * (most + MOST_WORDS_BEYOND))
+            sampling = _sampling(task.options, int(TOKENS_A_WORD * (most + MOST_WORDS_BEYOND)))
             found = list(state.write(_seeds(task.seed, 1, count), sampling, until=over).result())
         return one_line(title), prompt.page, found
 
@@ -164,7 +165,7 @@ class StorytellerWriter:
         options = task.options
         may_end = len(told.split()) >= LEAST_SHARE * options.words[0]
         until = _line_over if options.lyrics else lambda text: _sentence_over(f"{told}{text}")
-        sampling = _sampling(options, min(SENTENCE_TOKENS, 2 * room + 10))
+        sampling = _sampling(options, min(SENTENCE_TOKENS, max(int(TOKENS_A_WORD * room), 1)))
         seeds = _seeds(task.seed, number + 1, options.candidates)
         found: list[Continuation] = []
         with state.write(seeds, sampling, until=until, allow_end=may_end) as writing:
