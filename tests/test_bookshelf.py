@@ -214,9 +214,7 @@ def test_without_a_bookshelf_or_with_another_encoders_it_is_one_sentence(shelf, 
     pipe = tiny_pipeline()
     for place in (None, tmp_path / "none.safetensors"):
         pipe.open_bookshelf(place)
-        with pytest.raises(
-            PictaleError, match=r"no bookshelf .* `python -m training\.build_bookshelf .*another"
-        ):
+        with pytest.raises(PictaleError, match=r"no bookshelf .* `python -m training\.build_bookshelf .*another"):
             pipe.tell(["A dog."], writer="bookshelf")
     foreign = dataclasses.replace(shelf, encoder="0" * 12)
     with pytest.raises(ModelFolderError, match="another encoder"):

@@ -121,9 +121,7 @@ def test_a_new_photo_is_the_next_scene(pipe, chat, example_photos):
     pipe.continue_story(story, example_photos[1], captions=["A horse.", "A horse."], **WISHES)
     ask, told, scene = chat.requests[-1]["messages"][-3:]
     assert told["content"] == "Dog number 1 ran along the beach." and "shows" not in ask["content"]
-    assert scene["content"] == (
-        "Go on with the story from there. Now the photo shows: A horse. Write 28 to 48 words."
-    )
+    assert scene["content"] == ("Go on with the story from there. Now the photo shows: A horse. Write 28 to 48 words.")
 
 
 def test_what_models_add_is_left_out_and_what_looks_like_html_is_letters(pipe, chat):
