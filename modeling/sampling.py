@@ -66,9 +66,9 @@ def bar_repeats(log_probs: torch.Tensor, sequences: torch.Tensor, size: int) -> 
 
 
 def runs_of(ids: Sequence[int], size: int) -> dict[tuple[int, ...], list[int]]:
-    """The sequences of `size` ids in a text: what follows each sequence of `size - 1`."""
+    """The sequences of `size` ids in a text: what follows each sequence of `size - 1`; none for size 0."""
     runs: dict[tuple[int, ...], list[int]] = {}
-    for end in range(size - 1, len(ids)):
+    for end in range(size - 1, len(ids)) if size > 0 else ():
         runs.setdefault(tuple(ids[end - size + 1 : end]), []).append(ids[end])
     return runs
 

@@ -128,13 +128,11 @@ class StoryState:
         if self.ended:
             raise StoryError("This story has come to its end: there is nothing to go on from.")
         most = sampling.max_new_tokens if max_tokens is None else max_tokens
-        most = min(most, self._engine.window - len(self._trunk.ids))
         if most < 1 or not seeds:
-            raise StoryError(
-                "The story has become too long for the storyteller: begin another with its end."
-                if seeds and (max_tokens or 1) > 0
-                else "At least one continuation of at least one token must be asked for."
-            )
+            raise StoryError("At least one continuation of at least one token must be asked for.")
+        most = min(most, self._engine.window - len(self._trunk.ids))
+        if most < 1:
+            raise StoryError("The story has become too long for the storyteller: begin another with its end.")
         job = Job(self._trunk, seeds, sampling, until, most, allow_end)
         self._engine.scheduler.submit(job)
         self._job = job

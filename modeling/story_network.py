@@ -77,7 +77,8 @@ class Matrix:
         """The same weights, as they are to be computed with."""
         if precision == "int8":
             weight, scale = (self.weight, self.scale) if self.scale is not None else quantized_rows(self.weight)
-            return Matrix(weight.contiguous(), scale.bfloat16())
+            # a copy, since the kernel reads what is aligned, and what is mapped from a file may begin anywhere
+            return Matrix(weight.clone(memory_format=torch.contiguous_format), scale.to(torch.bfloat16, copy=True))
         dtype = getattr(torch, precision)
         if self.scale is None:
             return Matrix(self.weight.to(device, dtype))
