@@ -202,6 +202,7 @@ class Round:
             initial=str(self.current),
             lora=recipe.lora,
             validation=recipe.validation,
+            samples=0,  # there are stories enough
         )
 
     def train(self) -> None:
