@@ -172,6 +172,7 @@ class StoryEngine:
 
     def __init__(self, network: StoryNetwork, tokenizer: Any, end: int, threads: int | None = None) -> None:
         self.network, self.tokenizer = network, tokenizer
+        self.folder: Path | None = None  # that it was loaded from
         special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
         barred = {*special, *range(tokenizer.get_vocab_size(), network.vocabulary)} - {end}
         self._weights: torch.Tensor | None = None
@@ -212,7 +213,9 @@ class StoryEngine:
         end = end[0] if isinstance(end, list) else end
         if not isinstance(end, int) or tokenizer.get_vocab_size() > network.vocabulary:
             raise ModelFolderError(f"The tokenizer and the weights in {described(folder)} do not belong together.")
-        return cls(network, tokenizer, end, threads)
+        engine = cls(network, tokenizer, end, threads)
+        engine.folder = folder
+        return engine
 
     @property
     def window(self) -> int:
