@@ -266,15 +266,15 @@ class StoryPipeline(StoryContinuation, PhotoRetrieval, PhotoCaptions, PipelineFi
             view: The newest photo's vector in the joint space [E], if it is known.
             own: The style, if it was given and not named.
         """
-        mean = self._styles[CAPTION_STYLE].vector
+        mean, shown = self._styles[CAPTION_STYLE].vector, written_captions(captions)
         task = PassageTask(
             thought=shift_style(x, mean, style, options.strength),
             wish=Wish(x - mean, style if options.strength else None, tuple(words), before, view),
             seed=seed,
             options=options,
             label=label,
-            captions=tuple(caption.text for caption in written_captions(captions)),
-            perhaps=tuple(c.text for c in captions if c.remembered)[:PERHAPS],
+            captions=tuple(caption.text for caption in shown),
+            perhaps=tuple(caption.text for caption in captions if caption not in shown)[:PERHAPS],
             new_photo=new_photo,
             own=own,
         )

@@ -127,7 +127,7 @@ class StorytellerWriter:
         """
         options = task.options
         may_end = len(told.split()) >= LEAST_SHARE * options.words[0]
-        until = _line_over if options.lyrics else lambda text: _sentence_over(f"{told}{text}")
+        until = _line_over if options.lyrics else lambda text: bool(text.strip()) and _sentence_over(f"{told}{text}")
         sampling = _sampling(options, min(SENTENCE_TOKENS, 2 * room + 10))
         seeds = _seeds(task.seed, number + 1, options.candidates)
         found: list[Continuation] = []
