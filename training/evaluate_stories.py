@@ -79,12 +79,18 @@ class Evaluation:
 
 
 def open_tellers(
-    pipe: StoryPipeline, photos: Photos, library: Library, styles: Sequence[str] | None = None, seed: int = 1
+    pipe: StoryPipeline,
+    photos: Photos,
+    library: Library,
+    styles: Sequence[str] | None = None,
+    seed: int = 1,
+    together: int = 1,
 ) -> Tellers:
     """Look at the photos, once for all systems.
 
     Args:
         styles: None: all of the pipeline that the library has texts of.
+        together: Stories that are told at once.
 
     Raises:
         DataError: no style that both know.
@@ -95,7 +101,7 @@ def open_tellers(
         name = f"'{strange[0]}'" if styles else "any"
         raise DataError(f"No text of the style {name} was given, or the pipeline has none: choose from {known}.")
     captions = [caption for i in range(0, len(photos.images), 16) for caption in pipe.see(photos.images[i : i + 16])]
-    return Tellers(pipe, photos.images, captions, styles, library, seed)
+    return Tellers(pipe, photos.images, captions, styles, library, seed, together)
 
 
 def read_written(name: str) -> list[list[str]]:
@@ -234,6 +240,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--bookshelf", metavar="FILE", help="what the bookshelf quotes from (that of the pipeline)")
     parser.add_argument("--seed", type=int, default=1, help="of the stories: photo i has seed + i (1)")
+    parser.add_argument("--together", type=int, default=1, help="stories told at once; above 1 no times are given (1)")
     parser.add_argument("--stories", type=Path, metavar="FILE", help="also write all stories, one JSON object a line")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     judges = parser.add_argument_group("measuring")
@@ -268,7 +275,7 @@ def run(args: argparse.Namespace) -> Evaluation:
     systems = _systems(args, SYSTEMS)
     pipe, photos, library = _open(args, args.photos)
     styles = args.styles.split(",") if args.styles else None
-    tellers = open_tellers(pipe, photos, library, styles, args.seed)
+    tellers = open_tellers(pipe, photos, library, styles, args.seed, args.together)
     judges, missing = find_judges(library, args.sentence_judge, args.fluency)
     try:
         written = read_written(args.written_stories)
@@ -297,7 +304,8 @@ def make_sheet(args: argparse.Namespace) -> str:
         raise PictaleError("--stories-each must be at least 1.")
     systems = _systems(args, ("pictale", "real"))
     pipe, photos, library = _open(args, min(args.photos, args.stories_each))
-    tellers = open_tellers(pipe, photos, library, args.styles.split(",") if args.styles else None, args.seed)
+    styles = args.styles.split(",") if args.styles else None
+    tellers = open_tellers(pipe, photos, library, styles, args.seed, args.together)
     entries = sheet.told_entries(tellers, photos, systems, args.stories_each)
     if args.written_photos:
         entries += sheet.written_entries(
@@ -316,8 +324,8 @@ def _systems(args: argparse.Namespace, default: Sequence[str]) -> dict[str, dict
 
 
 def _open(args: argparse.Namespace, count: int) -> tuple[StoryPipeline, Photos, Library]:
-    if count < 1 or args.bootstrap < 0:
-        raise PictaleError("--photos must be at least 1, and --bootstrap at least 0.")
+    if count < 1 or args.bootstrap < 0 or args.together < 1:
+        raise PictaleError("--photos and --together must be at least 1, and --bootstrap at least 0.")
     if not args.dataset or not args.books:
         raise PictaleError("Name photos with --dataset, and texts of known genre with --books.")
     pipe = StoryPipeline.from_pretrained(args.model)

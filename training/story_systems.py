@@ -16,7 +16,8 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -223,6 +224,7 @@ class Tellers:
         styles: To tell each in.
         library: Real passages.
         seed: Photo number i has the seed `seed + i`.
+        together: Stories that are told at once, in one batch of the storyteller; above 1 no times are measured.
     """
 
     def __init__(
@@ -233,9 +235,10 @@ class Tellers:
         styles: Sequence[str],
         library: Library,
         seed: int = 1,
+        together: int = 1,
     ) -> None:
         self.pipe, self.images, self.captions, self.styles = pipe, images, captions, styles
-        self.library, self.seed = library, seed
+        self.library, self.seed, self.together = library, seed, together
 
     def tell(
         self, system: str, options: Mapping[str, Any] | None, jobs: Sequence[tuple[int, str]] | None = None
@@ -251,7 +254,12 @@ class Tellers:
         if system == "real":
             return self._real(jobs)
         self._one(*jobs[0], options)  # warm up, and fail early
-        return [self._one(*job, options) for job in tqdm(jobs, desc=system, unit="story", file=sys.stderr)]
+        bar = {"total": len(jobs), "desc": system, "unit": "story", "file": sys.stderr}
+        if self.together == 1:
+            return [self._one(*job, options) for job in tqdm(jobs, **bar)]
+        with ThreadPoolExecutor(self.together) as pool:
+            told = list(tqdm(pool.map(lambda job: self._one(*job, options), jobs), **bar))
+        return [replace(one, first_words=None, whole=None, processor=None) for one in told]
 
     def _real(self, jobs: Sequence[tuple[int, str]]) -> list[Told]:
         rng, told = random.Random(self.seed), []
