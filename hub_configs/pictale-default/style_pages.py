@@ -56,7 +56,7 @@ class StylePages:
         styles = self._styles()
         names = {part.partition(":")[0].strip(): None for part in task.label.split(",")}
         if task.own is not None and task.own.pages:  # those it is blended with may have some, too
-            names = {task.own.name: task.own, **names}
+            names |= {task.own.name: task.own}
         pools = [pool for name, own in names.items() if (pool := self._pages(name, own or styles.get(name)))]
         texts = [text for pool in pools for text in pool[0]]
         if not texts:
