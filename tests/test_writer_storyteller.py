@@ -288,7 +288,7 @@ def test_the_options_reach_the_engine():
     for count, seeds, sampling, _ in sentences:
         assert count == len(set(seeds)) == 4
         assert (sampling.temperature, sampling.top_p, sampling.min_p) == (0.3, 0.5, 0.2)
-        assert sampling.no_repeat_ngram_size > 0 and sampling.max_new_tokens >= 40
+        assert sampling.no_repeat_ngram_size > 0 and sampling.max_new_tokens >= 20
 
 
 def test_seeds_differ_between_parts_candidates_and_neighbours():
@@ -364,16 +364,16 @@ def test_nothing_of_a_page_is_copied(pipe, monkeypatch):
     told = pipe.tell(CAPTIONS, style="romance", seed=3, candidates=1).story
     opened, pages = engine.open, []
 
-    def barring(prompt, page=""):  # the prompt stays as it was: only what is barred changes
+    def barring(prompt, page="", before=""):  # the prompt stays as it was: only what is barred changes
         pages.append(page)
-        return opened(prompt, page=told)
+        return opened(prompt, told, before)
 
     monkeypatch.setattr(engine, "open", barring)
     other = pipe.tell(CAPTIONS, style="romance", seed=3, candidates=1).story
-    assert pages == [""]
+    assert set(pages) == {""}
 
     def runs(text, size=6):
-        ids = engine.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = engine.encode(text)
         return {tuple(ids[i : i + size]) for i in range(len(ids) - size + 1)}
 
     assert other != told and not runs(other) & runs(told)
