@@ -103,7 +103,6 @@ def test_pages_are_saved_and_files_without_any_are_read(tmp_path, encoder, known
     again = Style.load(tmp_path / "mine.safetensors")
     assert again.pages == style.pages and again.pages[0].count("“") == 2
     np.testing.assert_array_equal(again.page_vectors, style.page_vectors)
-    assert again.to_bytes() == style.to_bytes()
     known["romance"].save(tmp_path / "old.safetensors")  # as the first edition wrote it
     with safe_open(tmp_path / "old.safetensors", framework="np") as file:
         assert list(file.keys()) == ["vector"]
