@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike, fspath
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL.Image import Image
@@ -18,13 +18,11 @@ from .errors import ImageError, StoryError
 from .images import load_image
 from .story import Passage, Step, Story, StoryPhoto, check_sentence
 from .story_types import MAX_SEED, Caption, StoryOptions, Written, as_captions, check_seed
+from .styles import Style
 from .text import content_words, growing_words
 from .word_forms import taken_up
 
-if TYPE_CHECKING:
-    from .styles import Style
-
-    StyleLike = str | Style | Mapping[str, float] | None
+StyleLike = str | Style | Mapping[str, float] | None
 
 
 class StoryContinuation:
@@ -164,6 +162,7 @@ class StoryContinuation:
             label=label,
             new_photo=photo is not None,
             view=view,
+            own=style if isinstance(style, Style) else None,
         )
         yield from _growing(story, step, empty, parts)
 

@@ -254,6 +254,7 @@ class StoryPipeline(StoryContinuation, PhotoRetrieval, PhotoCaptions, PipelineFi
         label: str = "",
         new_photo: bool = False,
         view: np.ndarray | None = None,
+        own: Style | None = None,
     ) -> Iterator[Written]:
         """A passage as it grows.
 
@@ -266,17 +267,19 @@ class StoryPipeline(StoryContinuation, PhotoRetrieval, PhotoCaptions, PipelineFi
             label: The style's name.
             new_photo: Nothing was told of it yet.
             view: The newest photo's vector in the joint space [E], if it is known.
+            own: The style, if it was given and not named.
         """
-        mean = self._styles[CAPTION_STYLE].vector
+        mean, shown = self._styles[CAPTION_STYLE].vector, written_captions(captions)
         task = PassageTask(
             thought=shift_style(x, mean, style, options.strength),
-            wish=Wish(x - mean, style if options.strength > 0 else None, tuple(words), before, view),
+            wish=Wish(x - mean, style if options.strength else None, tuple(words), before, view),
             seed=seed,
             options=options,
             label=label,
-            captions=tuple(caption.text for caption in written_captions(captions)),
-            perhaps=tuple(c.text for c in captions if c.remembered)[:PERHAPS],
+            captions=tuple(caption.text for caption in shown),
+            perhaps=tuple(caption.text for caption in captions if caption not in shown)[:PERHAPS],
             new_photo=new_photo,
+            own=own,
         )
         yield from self._writer(options).write(task)
 
@@ -370,7 +373,8 @@ class StoryPipeline(StoryContinuation, PhotoRetrieval, PhotoCaptions, PipelineFi
         texts = [caption.text for caption in captions]
         label, vector = self._style(style)
         words = self._wanted(captions)
-        about = {"captions": captions, "label": label, "new_photo": True, "view": view}
+        own = style if isinstance(style, Style) else None
+        about = {"captions": captions, "label": label, "new_photo": True, "view": view, "own": own}
         yield from self._write(self.think(texts), words, vector, seed, o, **about)
 
     def _style(self, style: str | Style | Mapping[str, float] | None) -> tuple[str, np.ndarray]:

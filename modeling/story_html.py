@@ -79,12 +79,13 @@ def origin_in_words(story: Story, passage: Passage) -> str:
     return " · ".join(part for part in parts if part)
 
 
-def story_html(story: Story, pictures: Sequence[bytes | None] | None = None) -> str:
-    """The passages of a story in order, each with where it came from, photos where they come in.
+def story_html(story: Story, pictures: Sequence[bytes | None] | None = None, heading: bool = True) -> str:
+    """The passages of a story in order, its title first, each with where it came from, photos where they come in.
 
     Args:
         story: The story.
         pictures: A JPEG for each of its photos; None: the thumbnails it has.
+        heading: Whether the title is shown.
 
     Returns:
         HTML whose last elements are left open, as HTML allows: the markup of a growing story begins with the markup it
@@ -92,7 +93,7 @@ def story_html(story: Story, pictures: Sequence[bytes | None] | None = None) -> 
     """
     photos = story.photos
     pictures = [photo.thumbnail for photo in photos] if pictures is None else pictures
-    parts, shown = [], set()
+    parts, shown = [f"<h3>{_letters(story.title)}</h3>"] if heading and story.title else [], set()
     passages = story.passages
     for i, passage in enumerate(passages):
         if passage.photo is not None and passage.photo not in shown:
@@ -123,7 +124,7 @@ def story_page(story: Story, photos: Sequence[Any] = (), title: str | None = Non
         captions = (photo.captions[0].text for photo in story.photos if photo.captions)
         title = next(captions, "A story")
     title = title[:1].upper() + title[1:]
-    return _PAGE.format(title=_letters(title), story=story_html(story, pictures) + "</p></section>")
+    return _PAGE.format(title=_letters(title), story=story_html(story, pictures, heading=False) + "</p></section>")
 
 
 def _letters(text: str) -> str:

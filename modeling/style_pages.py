@@ -6,8 +6,8 @@ one that is nearest to what the photo shows and to the style at once,
     cos(v - m, x - c) + s cos(v - m, b - a)         each in deviations over the pages
 
 with v the page's thought, m the mean of the shelf, x - c what is particular to the photo, b the style, a the mean of
-all styles, s the strength. So a blend takes a page of either book, weak styles one that lies near the photo, strong ones
-one that sounds like the style and nothing else. The seed chooses among the best few.
+all styles, s the strength. So a blend takes a page of either book, weak styles one that lies near the photo, strong
+ones one that sounds like the style and nothing else. The seed chooses among the best few.
 
 Shapes: N pages, D thought width, K components of the bookshelf.
 """
@@ -54,8 +54,10 @@ class StylePages:
         if task.options.strength < FAINT or task.wish.style is None:
             return None
         styles = self._styles()
-        names = [part.partition(":")[0].strip() for part in task.label.split(",")]
-        pools = [pool for name in names if (pool := self._pages(name, styles))]
+        names = {part.partition(":")[0].strip(): None for part in task.label.split(",")}
+        if task.own is not None and task.own.pages:  # those it is blended with may have some, too
+            names |= {task.own.name: task.own}
+        pools = [pool for name, own in names.items() if (pool := self._pages(name, own or styles.get(name)))]
         texts = [text for pool in pools for text in pool[0]]
         if not texts:
             return None
@@ -76,11 +78,9 @@ class StylePages:
         except ModelFolderError:
             return None
 
-    def _pages(
-        self, name: str, styles: Mapping[str, Style]
-    ) -> tuple[list[str], np.ndarray, list[Source | None]] | None:
+    def _pages(self, name: str, style: Style | None) -> tuple[list[str], np.ndarray, list[Source | None]] | None:
         """Texts, differences from the shelf's mean, and books of a style's pages; None if it has none."""
-        shelf, style = self._shelf(), styles.get(name)
+        shelf = self._shelf()
         if style is not None and style.pages:
             middle = shelf.mean if shelf is not None else style.vector
             rows = self._projected(style.page_vectors.astype(np.float32) - middle)

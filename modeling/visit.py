@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from .errors import PictaleError, StoryError, StyleError
 from .memory import give_back_memory
 from .story import Story
@@ -198,7 +200,10 @@ def find_style(pipe: Any, blend: str, own: OwnStyles) -> str | Style:
     if not mine:
         return blend
     label, vector = parse_style(blend, {**pipe.styles, **own})
-    return dataclasses.replace(mine[0], name=label, vector=vector)
+    pages = tuple(page for style in mine for page in style.pages)
+    vectors = [style.page_vectors for style in mine if style.pages]
+    found = {"pages": pages, "page_vectors": np.concatenate(vectors) if vectors else None}
+    return dataclasses.replace(mine[0], name=label, vector=vector, **found)
 
 
 def add_style(pipe: Any, style: Style, own: OwnStyles) -> OwnStyles:

@@ -13,6 +13,7 @@ import numpy as np
 
 from .reranking import Wish
 from .story_types import StoryOptions, Written
+from .styles import Style
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class PassageTask:
         captions: What the photo shows that the story is about, or was last, surest first.
         perhaps: Sentences that it brings to mind, which may be about something else.
         new_photo: The story comes to this photo with this passage.
+        own: The style itself, where it was given and not named: its pages are not among the pipeline's.
     """
 
     thought: np.ndarray
@@ -38,6 +40,7 @@ class PassageTask:
     captions: tuple[str, ...] = ()
     perhaps: tuple[str, ...] = ()
     new_photo: bool = False
+    own: Style | None = None
 
 
 class Writer(Protocol):

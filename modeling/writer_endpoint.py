@@ -54,14 +54,15 @@ class EndpointWriter:
             StoryError: see `ChatReply`.
         """
         answer = Answer(task.wish.before, *task.options.words)
-        shown = ""
-        body = self._body(task)
+        shown, page = "", self._pages(task)
+        follows = (page.source,) if page and page.source else ()
+        body = self._body(task, page.text if page else "")
         asked = set(body)
         with closing(ChatReply(Endpoint.from_environment(), body, self._quiet)) as reply:
             for piece in reply:
                 if answer.add(piece) != shown:
                     shown = answer.text
-                    yield Written(shown)
+                    yield Written(shown, follows=follows)
                 if answer.enough:
                     break
             self._refused |= asked - set(body)
@@ -70,12 +71,11 @@ class EndpointWriter:
             if reply.finish == "length":
                 raise StoryError("The endpoint's model thought too long to come to a story: choose another model.")
             raise StoryError("The endpoint's model answered with nothing: try another seed, or another writer.")
-        yield Written(text)
+        yield Written(text, follows=follows)
 
-    def _body(self, task: PassageTask) -> dict[str, Any]:
+    def _body(self, task: PassageTask, page: str) -> dict[str, Any]:
         options = task.options
-        page = self._pages(task)
-        prompt = story_prompt(task, newest(task.wish.before, MOST_WORDS_BEFORE), page.text if page else "")
+        prompt = story_prompt(task, newest(task.wish.before, MOST_WORDS_BEFORE), page)
         messages = prompt.messages(opening=False)
         if task.wish.before:
             messages[-1]["content"] += " Write {} to {} words.".format(*options.words)

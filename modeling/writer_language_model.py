@@ -89,7 +89,9 @@ class LanguageModelWriter:
         """
         model, options = self.model, task.options
         answer = Answer(task.wish.before, *options.words)
-        prompt, told = self._prompt(task, model)
+        page = self._pages(task)
+        prompt, told, shown_page = self._prompt(task, model, page.text if page else "")
+        follows = (page.source,) if shown_page and page.source else ()
         shown = model.tokenizer(" ".join(task.captions), add_special_tokens=False)["input_ids"]
         generator = torch.Generator(model.model.device).manual_seed(task.seed)
         said_all, seconds = False, 0.0
@@ -101,7 +103,7 @@ class LanguageModelWriter:
                     before = answer.text
                     if answer.add(piece) != before:
                         seconds += time.perf_counter() - started
-                        yield Written(answer.text)
+                        yield Written(answer.text, follows=follows)
                         started = time.perf_counter()
                     if answer.enough:
                         break
@@ -110,21 +112,21 @@ class LanguageModelWriter:
         if not (text := answer.end(said_all and not answer.enough)):
             raise StoryError("The language model has said nothing: try another seed, or another writer.")
         self.speed = len(text.split()) / max(seconds + time.perf_counter() - started, 1e-6)
-        yield Written(text)
+        yield Written(text, follows=follows)
 
-    def _prompt(self, task: PassageTask, model: LanguageModel) -> tuple[list[int], list[int]]:
-        """Ids of the request, as much of the story in them as there is room for, and ids of that part of the story."""
+    def _prompt(self, task: PassageTask, model: LanguageModel, page: str) -> tuple[list[int], list[int], bool]:
+        """Ids of the request, as much of the story in them as there is room for, ids of that part of the story, and
+        whether there was room for the page."""
         room = model.window - _sampling(task.options).max_new_tokens
-        page, words = self._pages(task), MOST_WORDS_BEFORE
-        shown = page.text if page else ""
+        words = MOST_WORDS_BEFORE
         while True:
-            prompt = story_prompt(task, newest(task.wish.before, words) if words else "", shown)
+            prompt = story_prompt(task, newest(task.wish.before, words) if words else "", page)
             ids = _ids(prompt, model)
             if len(ids) <= room:
-                return ids, model.tokenizer(prompt.before, add_special_tokens=False)["input_ids"]
+                return ids, model.tokenizer(prompt.before, add_special_tokens=False)["input_ids"], bool(page)
             if not words:
                 raise StoryError(f"The language model reads only {model.window} tokens at once: choose another one.")
-            words, shown = (words // 2, shown) if not shown else (words, "")
+            words, page = (words, "") if page else (words // 2, "")
 
 
 def _ids(prompt: StoryPrompt, model: LanguageModel) -> list[int]:

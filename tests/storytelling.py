@@ -7,7 +7,8 @@ import numpy as np
 
 from modeling import PictaleSkipThoughtsEncoder, Style
 from modeling.fingerprints import encoder_fingerprint
-from modeling.story_engine import Continuation, StoryEngine
+from modeling.story_engine import StoryEngine
+from modeling.story_scheduler import Continuation
 from tests.conftest import REPOSITORY
 
 MODELS = REPOSITORY / "hub_configs"
@@ -50,14 +51,16 @@ class SaidEngine(StoryEngine):
     def __init__(self, folder, say) -> None:
         self.folder, self.say, self.opened = Path(folder), say, 0
 
-    def open(self, prompt: str, page: str = ""):
+    def open(self, prompt: str, page: str = "", told: str = ""):
         self.opened += 1
         return _Said(self, prompt)
 
 
 class _Said:
+    """A state, and what is written on it."""
+
     def __init__(self, engine, prompt) -> None:
-        self.engine, self.prompt, self.titled = engine, prompt, False
+        self.engine, self.prompt, self.titled, self.said = engine, prompt, False, ()
 
     def __enter__(self):
         return self
@@ -65,12 +68,19 @@ class _Said:
     def __exit__(self, *_) -> None:
         pass
 
-    def read(self, text) -> None:
-        self.titled = True
-
-    def run(self, count, seeds, sampling, until, allow_end=True):
-        assert len(seeds) == count
+    def write(self, seeds, sampling, until=None, max_tokens=None, allow_end=True):
         texts = [f" {self.engine.say(self.engine.folder, self.prompt, seed)}" for seed in seeds]
+        ended = "end"
         if not self.titled:
-            texts = [" A Title\n"] * count
-        return [Continuation(text, (1, 2), -2.0, True, True) for text in texts]
+            texts, ended = [" A Title\nStory:"] * len(seeds), "stop"
+        self.said = tuple(Continuation((1, 2), text, (-1.0, -1.0), ended) for text in texts)
+        return self
+
+    def __iter__(self):
+        yield self.said
+
+    def result(self):
+        return self.said
+
+    def keep(self, index=0) -> None:
+        self.titled = True

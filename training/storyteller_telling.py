@@ -175,8 +175,8 @@ class Teller:
                     "title": title,
                     "text": one_line(one.text),
                     "page": page,
-                    "log_prob": round(one.log_prob / max(len(one.tokens), 1), 4),
-                    "ended": one.done,
+                    "log_prob": round(one.log_prob / max(len(one.ids), 1), 4),
+                    "ended": one.ended in ("end", "stop"),
                 }
                 for one in found
             ]
