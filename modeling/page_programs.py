@@ -43,6 +43,7 @@ def told(story: Story, photo: StoryPhoto | None) -> dict[str, Any]:
         "captions": [describe(caption) for caption in photo.captions] if photo else [],
         "style": last.style if last else "",
         "seed": last.seed if last else None,
+        "title": story.title,
         "story": story.text,
     }
 

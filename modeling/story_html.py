@@ -63,7 +63,7 @@ def style_in_words(label: str) -> str:
 
 
 def origin_in_words(story: Story, passage: Passage) -> str:
-    """Where a passage came from: its photo or sentence, the style, the seed."""
+    """Where a passage came from: its photo or sentence, the style, the seed, the book whose manner it has."""
     if passage.origin == "user":
         return "your own words"
     said = {"sentence": "from your sentence", "story": "from the story so far"}.get(passage.origin, "")
@@ -74,6 +74,7 @@ def origin_in_words(story: Story, passage: Passage) -> str:
     parts = [said, f"{style_in_words(passage.style)}{strength}", f"seed {passage.seed}"]
     if passage.writer != STORYTELLER:
         parts.append(f"written by {passage.writer}")
+    parts += [f"in the manner of {book}" for book in passage.follows]
     if passage.edited:
         parts.append("edited by hand")
     return " · ".join(part for part in parts if part)
@@ -102,8 +103,7 @@ def story_html(story: Story, pictures: Sequence[bytes | None] | None = None, hea
         kind = "passage own" if passage.origin == "user" else "passage"
         origin = _letters(origin_in_words(story, passage))
         text = _letters(passage.shown).replace("\n", "<br>")
-        said = [*map(str, passage.sources), *(f"in the manner of {book}" for book in passage.follows)]
-        books = "".join(f'<span class="origin"> — {_letters(credit)}</span>' for credit in said)
+        books = "".join(f'<span class="origin"> — {_letters(str(book))}</span>' for book in passage.sources)
         closed = "</p></section>" if i < len(passages) - 1 else ""
         parts.append(f'<section><p class="origin">{origin}</p><p class="{kind}">{text}{books}{closed}')
     return "".join(parts)

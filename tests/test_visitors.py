@@ -35,7 +35,9 @@ def page(pipeline):
 def joined(client: httpx.Client, photo: str, endpoint: str = "tell") -> httpx.Response:
     """Somebody wants something; nobody listens yet."""
     file = {"path": photo, "meta": {"_type": "gradio.FileData"}}
-    data = [file, "horror", 1, 1.0, "Short", None, "generate", "decoder"] if endpoint == "tell" else [file, "generate"]
+    data = (
+        [file, "horror", 1, 1.0, "Short", None, "generate", "storyteller"] if endpoint == "tell" else [file, "generate"]
+    )
     return client.post(f"gradio_api/call/{endpoint}", json={"data": data})
 
 
