@@ -29,8 +29,9 @@ from .errors import ModelFolderError, StoryError
 from .language_model import content_weights
 from .model_folder import described
 from .sampling import SamplingOptions
+from .story_jobs import Continuation, Job, Trunk
 from .story_network import WHAT, StoryNetwork
-from .story_scheduler import Continuation, Job, Scheduler, Trunk
+from .story_scheduler import Scheduler
 
 STORY_SAMPLING = SamplingOptions(temperature=0.7, top_k=64, top_p=0.95, no_repeat_ngram_size=5, max_new_tokens=300)
 

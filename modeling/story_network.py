@@ -155,8 +155,9 @@ class StoryNetwork:
         self.layers = config["num_hidden_layers"]
         self.eps, self.vocabulary = config["rms_norm_eps"], config["vocab_size"]
         self.window = config["max_position_embeddings"]
-        self.dtype = torch.float32 if precision == "float32" else torch.bfloat16  # of the inputs of linear layers
-        self.memory_dtype = torch.float32 if device.type == "cpu" else self.dtype
+        self.dtype = (
+            torch.float32 if precision == "float32" else torch.bfloat16
+        )  # of the inputs of linear layers, and of memories
         self._turns = self._rotations(config)
 
         def matrix(*names: str, order: torch.Tensor | None = None) -> Matrix:
@@ -222,7 +223,7 @@ class StoryNetwork:
 
     def memory(self) -> Memory:
         """An empty one."""
-        return Memory(self.layers, self.key_heads, self.width, self.memory_dtype, self.device)
+        return Memory(self.layers, self.key_heads, self.width, self.dtype, self.device)
 
     @torch.inference_mode()
     def read(self, ids: Sequence[int], positions: Sequence[int], spans: Sequence[Span]) -> torch.Tensor:
@@ -242,7 +243,7 @@ class StoryNetwork:
             span.memory.reserve(end)
             mask = None
             if span.mask is not None:
-                mask = span.mask.to(self.device, self.memory_dtype).repeat_interleave(group, 0)[None, None]
+                mask = span.mask.to(self.device, self.dtype).repeat_interleave(group, 0)[None, None]
             places.append((span.memory, slice(start, start + span.count), span.memory.length, end, mask))
             start += span.count
         both = self.heads + self.key_heads

@@ -5,87 +5,26 @@ every continuation, until each has come to its end or its caller has gone. All t
 from the caller's own tokens, seeds and memory, in parts that do not depend on who else is there; so are errors told to
 the caller whose job caused them.
 
-Shapes: N rows of a step, n rows of one job, C columns of its memory, V pieces of the vocabulary, K pieces considered.
+Shapes: N rows of a step, n rows of one job, C columns of its memory, V pieces of the vocabulary.
 """
 
 from __future__ import annotations
 
-import random
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 
 from .errors import StoryError
-from .sampling import SamplingOptions, considered, runs_of
-from .story_network import Memory, Span, StoryNetwork
+from .sampling import SamplingOptions
+from .story_jobs import PAGE_RUN, Continuation, Job, Row, Trunk, chosen, newest_tokens, noise
+from .story_network import Span, StoryNetwork
 
 PROMPT_PART = 64  # tokens of a prompt that are read at once: always the same parts, so that sums are the same
 PROMPT_ROWS = 128  # of all prompts in a step: what others wait for
 MOST_ROWS = 96  # continuations in a step; with more, jobs take turns
-PAGE_RUN = 6  # so many tokens in a row are not copied from a page
 IDLE_SECONDS = 30.0  # after which the thread ends; the next job starts another
-
-
-@dataclass(frozen=True)
-class Continuation:
-    """What was written behind a state so far.
-
-    Args:
-        ids: Tokens, without the one that ends a text.
-        text: Of them, without a half character at its end.
-        log_probs: Of each token under the model, whatever it was drawn from; one more for the end, if it `ended` so.
-        ended: "" while it is written, "end" where the model ended the text, "stop" where the caller's `until` was met,
-            "length" at the most tokens.
-    """
-
-    ids: tuple[int, ...] = ()
-    text: str = ""
-    log_probs: tuple[float, ...] = ()
-    ended: str = ""
-
-    @property
-    def log_prob(self) -> float:
-        """Sum over its tokens."""
-        return sum(self.log_probs)
-
-
-class Trunk:
-    """A text that is gone on with.
-
-    Callers add to `ids`, `told` and `kept` between jobs; the rest is the scheduler's thread's.
-
-    Args:
-        ids: Tokens of all of it, at least one.
-        told: Tokens of the story so far, of which no run is repeated.
-        page: Tokens of a page, of which no run of `PAGE_RUN` is copied.
-    """
-
-    def __init__(self, ids: Sequence[int], told: Sequence[int] = (), page: Sequence[int] = ()) -> None:
-        self.ids, self.told = list(ids), list(told)
-        self.page_runs = runs_of(page, PAGE_RUN)
-        self.memory: Memory | None = None
-        self.length = 0  # how many of the tokens the memory holds; what else it holds are continuations
-        self.kept: list[int] = []  # columns of a continuation that go behind these
-        self.tip: torch.Tensor | None = None  # what the network makes of the last token [H]; None: it is unread
-
-    def add(self, ids: Sequence[int], columns: Sequence[int]) -> None:
-        """Go on from (a beginning of) a continuation whose tokens are held in these columns of the memory."""
-        if ids:
-            self.ids += ids
-            self.told += ids
-            self.kept, self.tip = list(columns[: len(ids) - 1]), None  # the last is read anew, for what follows it
-
-
-@dataclass
-class _Row:
-    """A continuation in the making; `columns` are those of its tokens that were read: not the newest."""
-
-    seed: int
-    columns: list[int] = field(default_factory=list)
-    runs: dict[tuple[int, ...], list[int]] = field(default_factory=dict)
-    now: Continuation = Continuation()
 
 
 @dataclass(frozen=True)
@@ -97,66 +36,6 @@ class _Plan:
     start: int = 0  # position of the first, for those of the trunk
     span: Span | None = None
     branches: bool = False
-
-
-class Job:
-    """What one caller asks for: `count` continuations of a trunk; none only reads it.
-
-    Args:
-        seeds: One for each continuation.
-        options: How tokens are drawn.
-        until: Whether a continuation with this text is complete; asked after each token, in the scheduler's thread.
-        most: Tokens of a continuation.
-        may_end: Whether a text may come to its end.
-    """
-
-    def __init__(
-        self,
-        trunk: Trunk,
-        seeds: Sequence[int] = (),
-        options: SamplingOptions | None = None,
-        until: Callable[[str], bool] | None = None,
-        most: int = 0,
-        may_end: bool = True,
-    ) -> None:
-        self.trunk, self.options, self.until = trunk, options or SamplingOptions(), until
-        self.most, self.may_end = most, may_end
-        self.rows = [_Row(seed) for seed in seeds]
-        self.told_runs = runs_of(trunk.told, self.options.no_repeat_ngram_size) if self.rows else {}
-        self.begun = False
-        self.changed = threading.Condition()
-        self.steps, self.over, self.error = 0, False, None
-
-    @property
-    def going(self) -> list[_Row]:
-        return [row for row in self.rows if not row.now.ended]
-
-    @property
-    def branched(self) -> bool:
-        """Whether continuations have begun: their trunk is read."""
-        return any(row.now.ids for row in self.rows)
-
-    @property
-    def now(self) -> tuple[Continuation, ...]:
-        return tuple(row.now for row in self.rows)
-
-    def wait(self, seen: int) -> tuple[int, tuple[Continuation, ...]]:
-        """Steps done and the continuations, once there are more than `seen` steps, or the job is over.
-
-        Raises:
-            Exception: what ended the job.
-        """
-        with self.changed:
-            self.changed.wait_for(lambda: self.steps > seen or self.over)
-            if self.error is not None:
-                raise self.error
-            return self.steps, self.now
-
-    def tell(self, over: bool = False, error: BaseException | None = None) -> None:
-        """Wake the caller."""
-        with self.changed:
-            self.steps, self.over, self.error = self.steps + 1, self.over or over or error is not None, error
-            self.changed.notify_all()
 
 
 class Scheduler:
@@ -365,7 +244,7 @@ class Scheduler:
             trunk.tip = tip
         trunk.memory.length += len(plan.ids)
 
-    def _draw(self, logits: torch.Tensor, drawing: Sequence[tuple[Job, _Row]]) -> list[tuple[int, float]]:
+    def _draw(self, logits: torch.Tensor, drawing: Sequence[tuple[Job, Row]]) -> list[tuple[int, float]]:
         """A token for each row of logits [N, V], with its log-probability under the model."""
         raw = logits.log_softmax(-1)
         scores = raw.clone()
@@ -376,13 +255,13 @@ class Scheduler:
             alike.setdefault(job.options, []).append(place)
         tokens = torch.empty(len(drawing), dtype=torch.long, device=raw.device)
         for options, places in alike.items():
-            noise = [_noise(job, row) for job, row in (drawing[place] for place in places)]
+            numbers = [noise(*drawing[place]) for place in places]
             where = torch.tensor(places, device=raw.device)
-            tokens[where] = chosen(scores[where], torch.tensor(noise, device=raw.device), options)
+            tokens[where] = chosen(scores[where], torch.tensor(numbers, device=raw.device), options)
         log_probs = raw.gather(1, tokens.unsqueeze(1)).squeeze(1)
         return list(zip(tokens.tolist(), log_probs.tolist(), strict=True))
 
-    def _bar(self, scores: torch.Tensor, job: Job, row: _Row) -> None:
+    def _bar(self, scores: torch.Tensor, job: Job, row: Row) -> None:
         """Lower, in place, the scores [V] of what is not to be written."""
         options, told, new = job.options, job.trunk.told, row.now.ids
         if not job.may_end or len(told) + len(new) < options.min_new_tokens:
@@ -396,12 +275,12 @@ class Scheduler:
         ):
             if size < 1:
                 continue
-            last = tuple(_last(told, new, size - 1))
+            last = tuple(newest_tokens(told, new, size - 1))
             for known in runs:
                 if found := known.get(last):
                     scores[found] = -torch.inf
 
-    def _write(self, job: Job, row: _Row, token: int, log_prob: float) -> None:
+    def _write(self, job: Job, row: Row, token: int, log_prob: float) -> None:
         """Put a token behind a continuation. What the caller's `until` raises is raised."""
         before = row.now
         log_probs = (*before.log_probs, log_prob)
@@ -410,7 +289,7 @@ class Scheduler:
             return
         ids = (*before.ids, token)
         size = job.options.no_repeat_ngram_size
-        run = _last(job.trunk.told, ids, size) if size > 0 else []
+        run = newest_tokens(job.trunk.told, ids, size) if size > 0 else []
         if size > 0 and len(run) == size:
             row.runs.setdefault(tuple(run[:-1]), []).append(token)
         text = self.decode(ids).rstrip("\ufffd")  # half a character waits for its other half
@@ -423,35 +302,6 @@ class Scheduler:
     def _finish(self, job: Job, error: Exception | None = None) -> None:
         self.drop(job)
         job.tell(over=True, error=error)
-
-
-def chosen(scores: torch.Tensor, noise: torch.Tensor, options: SamplingOptions) -> torch.Tensor:
-    """Draw from each row of scores [N, V] with a number of [0, 1) each [N] -> ids [N]; at temperature 0 the best.
-
-    Raises:
-        StoryError: all words of a row are barred.
-    """
-    if not torch.isfinite(scores.amax(1)).all():
-        raise StoryError("Nothing is left that may be written: the rules about repetition are too strict.")
-    if options.temperature <= 0:
-        return scores.argmax(1)
-    weights, ids = considered(scores, options)  # [N, K]
-    sums = weights.cumsum(1)
-    place = (sums <= noise.unsqueeze(1) * sums[:, -1:]).sum(1)
-    place = place.minimum((weights > 0).sum(1) - 1)  # sums are rounded
-    return ids.gather(1, place.unsqueeze(1)).squeeze(1)
-
-
-def _noise(job: Job, row: _Row) -> float:
-    """A number of [0, 1) that follows from the seed and the place in the text alone."""
-    return random.Random(f"{row.seed}/{len(job.trunk.ids) + len(row.now.ids)}").random()
-
-
-def _last(told: Sequence[int], new: Sequence[int], count: int) -> list[int]:
-    """The newest `count` tokens of a story."""
-    if count <= len(new):
-        return list(new[len(new) - count :])
-    return [*told[max(len(told) + len(new) - count, 0) :], *new]
 
 
 def in_words(error: Exception) -> Exception:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from modeling import story_scheduler
+from modeling import story_jobs, story_scheduler
 from modeling.errors import ModelFolderError, StoryError
 from modeling.sampling import SamplingOptions
 from modeling.story_engine import StoryEngine
@@ -133,6 +133,14 @@ def test_other_seeds_and_temperatures_write_other_things(engine):
     assert cool.ids == written(engine, TEXTS[0], sampling=GREEDY, allow_end=False)[0].ids
 
 
+def test_other_precisions_are_close(folder, model):
+    for precision in ("int8", "bfloat16")[0 if "int8" in PRECISIONS else 1 :]:
+        with contextlib.closing(StoryEngine.load(folder, precision=precision)) as engine:
+            (found,) = written(engine, TEXTS[0], sampling=GREEDY, allow_end=False, max_tokens=8)
+        told = log_probs(model, engine.encode(TEXTS[0]), found.ids)
+        assert sum(abs(a - b) for a, b in zip(found.log_probs, told, strict=True)) / len(told) < 0.3
+
+
 # -- going on ----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("tokens", [None, 1, 4, MANY])
 def test_going_on_is_like_reading_everything_anew(engine, model, tokens):
@@ -183,8 +191,8 @@ def test_no_run_is_repeated_within_a_story_or_copied_from_a_page(engine):
             state.keep()
         told = [*engine.encode(" A dog runs on the beach."), *state.ids]
     assert len(set(runs(told, 2))) == len(runs(told, 2))
-    shown = set(runs(engine.encode(f" {' '.join(text.split())}"), story_scheduler.PAGE_RUN))
-    assert not shown & set(runs(told, story_scheduler.PAGE_RUN))
+    shown = set(runs(engine.encode(f" {' '.join(text.split())}"), story_jobs.PAGE_RUN))
+    assert not shown & set(runs(told, story_jobs.PAGE_RUN))
 
 
 def test_words_that_were_written_become_rarer_with_a_penalty(engine):
