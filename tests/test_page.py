@@ -53,7 +53,7 @@ def test_photo_style_story(browser, url, width, example_photos):
         whole = wait_for_story(page, "word19")
         assert whole.startswith(half) and len(half) < len(whole)  # it grew before our eyes
         seed = re.search(r"Seed (\d+), strength 1: a thing of colour", whole).group(1)
-        assert f"from photo 1: thing, colour · Horror · seed {seed}" in whole
+        assert f"from photo 1 · Horror · seed {seed} · in the manner of The Book, A. Writer (1900)" in whole
         page.get_by_role("button", name="Tell me a story").wait_for()
         for tab in ("Look closer", "Your style", "Many photos", "Tell"):
             open_tab(page, tab)
