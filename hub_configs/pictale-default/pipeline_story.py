@@ -110,11 +110,9 @@ class StoryPipeline(StoryContinuation, PhotoRetrieval, PhotoCaptions, PipelineFi
         if CAPTION_STYLE not in self._styles:
             raise PictaleError("A pipeline needs a style named 'caption', the mean of captions in general.")
         self.pages = StylePages(lambda: self.writers["bookshelf"].bookshelf, lambda: self._styles)
-        self.storyteller = storyteller
-        self.writers: dict[str, Writer] = {
-            STORYTELLER: StorytellerWriter(storyteller, self.pages, self._ranking, self.device),
-            NEURAL_STORYTELLER: NeuralStorytellerWriter(self.decoder, decoder_tokenizer),
-        }
+        self.writers: dict[str, Writer] = {}
+        self.use_storyteller(storyteller)
+        self.writers[NEURAL_STORYTELLER] = NeuralStorytellerWriter(self.decoder, decoder_tokenizer)
         self.open_bookshelf(bookshelf)
         self.writers["endpoint"] = EndpointWriter(self.pages)
 
@@ -158,6 +156,11 @@ class StoryPipeline(StoryContinuation, PhotoRetrieval, PhotoCaptions, PipelineFi
             kwargs.setdefault("source", Path(text).name)
             text = read_texts(text)
         return make_style(text, name, self.encoder, **kwargs)
+
+    def use_storyteller(self, storyteller: str | Path | StoryEngine | None) -> None:
+        """Write with this storyteller from now on: its engine, or the folder of its model, loaded when it is needed."""
+        self.storyteller = storyteller
+        self.writers[STORYTELLER] = StorytellerWriter(storyteller, self.pages, self._ranking, self.device)
 
     def open_bookshelf(self, bookshelf: Bookshelf | str | Path | None) -> None:
         """Let the writer `bookshelf` quote from this one, or from this file, which is read when it is first needed."""

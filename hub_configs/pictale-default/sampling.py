@@ -41,12 +41,17 @@ class SamplingOptions:
 
 def draw(log_probs: torch.Tensor, generator: torch.Generator, options: SamplingOptions) -> torch.Tensor:
     """One word for each row of log-probabilities [N, V] -> ids [N]."""
+    probabilities, ids = considered(log_probs, options)
+    return ids.gather(1, probabilities.multinomial(1, generator=generator)).squeeze(1)
+
+
+def considered(log_probs: torch.Tensor, options: SamplingOptions) -> tuple[torch.Tensor, torch.Tensor]:
+    """The words that are drawn from: weights [N, K], falling, 0 for the unlikely, and ids [N, K]."""
     values, ids = log_probs.topk(min(options.top_k, log_probs.size(-1)))  # [N, K], falling
     probabilities = (values / options.temperature).softmax(-1)
     before = probabilities.cumsum(-1) - probabilities  # mass of the more probable words
     unlikely = (before >= options.top_p) | (probabilities < options.min_p * probabilities[:, :1])
-    probabilities = probabilities.masked_fill(unlikely, 0.0)  # the first always stays
-    return ids.gather(1, probabilities.multinomial(1, generator=generator)).squeeze(1)
+    return probabilities.masked_fill(unlikely, 0.0), ids  # the first always stays
 
 
 def bar_repeats(log_probs: torch.Tensor, sequences: torch.Tensor, size: int) -> None:
@@ -61,9 +66,9 @@ def bar_repeats(log_probs: torch.Tensor, sequences: torch.Tensor, size: int) -> 
 
 
 def runs_of(ids: Sequence[int], size: int) -> dict[tuple[int, ...], list[int]]:
-    """The sequences of `size` ids in a text: what follows each sequence of `size - 1`."""
+    """The sequences of `size` ids in a text: what follows each sequence of `size - 1`; none for size 0."""
     runs: dict[tuple[int, ...], list[int]] = {}
-    for end in range(size - 1, len(ids)):
+    for end in range(size - 1, len(ids)) if size > 0 else ():
         runs.setdefault(tuple(ids[end - size + 1 : end]), []).append(ids[end])
     return runs
 

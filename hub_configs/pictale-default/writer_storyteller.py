@@ -7,6 +7,7 @@ says so, or at the end of the sentence after which it would be longer than was a
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -18,8 +19,9 @@ import torch
 from .errors import ModelFolderError, StoryError
 from .reranking import Proposal, Ranking, Wish
 from .sampling import SamplingOptions
-from .story_engine import Continuation, StoryEngine, StoryState
-from .story_prompt import newest, one_line, story_prompt
+from .story_engine import StoryEngine, StoryState
+from .story_prompt import StoryPrompt, newest, one_line, story_prompt
+from .story_scheduler import Continuation
 from .story_types import Candidate, StoryOptions, Written
 from .style_pages import Page
 from .text import directed_quotes
@@ -27,7 +29,10 @@ from .writer import PassageTask
 
 MOST_WORDS_BEFORE = 120  # of the story so far that are read again, as in training
 SENTENCE_TOKENS = 70  # of one sentence, at most
-TITLE_TOKENS = 16
+TOKENS_A_WORD = 1.4  # of English
+TITLE_TOKENS = 20
+STORY = "\nStory:"  # stands behind the title
+UNTITLED = "A Story"
 TITLE_TEMPERATURE = 0.8
 MOST_SENTENCES = 100  # only a bound, for a model that has forgotten what words are
 MOST_WORDS_BEYOND = 20  # a story may be longer by these than it was asked to be
@@ -89,9 +94,10 @@ class StorytellerWriter:
         follows = (page.source,) if page and page.source else ()
         ranking = self._ranking(task.wish, task.options)
         told, title, choices = "", "", []
-        with self.engine.open(prompt.text(), page=prompt.page) as state:
+        with contextlib.ExitStack() as stack:
+            state = stack.enter_context(self._open(prompt))
             if not prompt.before:
-                title = self._title(state, task)
+                title, state = self._title(state, prompt, task, stack)
             while len(choices) < MOST_SENTENCES:
                 room = task.options.words[1] + MOST_WORDS_BEYOND - len(told.split())
                 found = None
@@ -109,14 +115,45 @@ class StorytellerWriter:
             raise StoryError("The storyteller has written nothing: try another seed.")
         yield Written(self._shown(told, task, whole=True), tuple(choices), title, follows)
 
+    def tell_several(self, task: PassageTask, count: int) -> tuple[str, str, list[Continuation]]:
+        """Whole stories, each as the model tells it: one batch, no sentence chosen among others.
+
+        Returns:
+            The title, which all have; the page that was shown, or ""; the stories as they were written. One that did
+            not come to its end within `MOST_WORDS_BEYOND` its length is cut there.
+        """
+        page = self._pages(task)
+        prompt = story_prompt(task, "", page.text if page else "")
+        most = task.options.words[1]
+
+        def over(text: str) -> bool:
+            words = len(text.split())
+            return words >= most + MOST_WORDS_BEYOND or words >= most and _sentence_over(text)
+
+        with contextlib.ExitStack() as stack:
+            title, state = self._title(stack.enter_context(self._open(prompt)), prompt, task, stack)
+            sampling = _sampling(task.options, int(TOKENS_A_WORD * (most + MOST_WORDS_BEYOND)))
+            found = list(state.write(_seeds(task.seed, 1, count), sampling, until=over).result())
+        return one_line(title), prompt.page, found
+
     # -- parts -------------------------------------------------------------------------------------------------------
-    def _title(self, state: StoryState, task: PassageTask) -> str:
-        """Have the model name the story; it then stands at the story's beginning."""
+    def _open(self, prompt: StoryPrompt, title: str = "") -> StoryState:
+        text = f"{prompt.text()} {title}{STORY}" if title else prompt.text()
+        return self.engine.open(text, prompt.page, one_line(prompt.before))
+
+    def _title(
+        self, state: StoryState, prompt: StoryPrompt, task: PassageTask, stack: contextlib.ExitStack
+    ) -> tuple[str, StoryState]:
+        """Have the model name the story; the state that is given goes on behind the title."""
         sampling = _sampling(task.options, TITLE_TOKENS, temperature=TITLE_TEMPERATURE)
-        found = state.run(1, _seeds(task.seed, 0, 1), sampling, until=lambda text: "\n" in text, allow_end=False)
-        title = found[0].text.partition("\n")[0].strip(' ".')
-        state.read(f" {title}\nStory:")
-        return directed_quotes(title)
+        seeds = _seeds(task.seed, 0, 1)
+        (found,) = state.write(seeds, sampling, until=lambda text: text.endswith(STORY), allow_end=False).result()
+        title = found.text.partition("\n")[0].strip(' ".') or UNTITLED
+        if found.ended == "stop":
+            state.keep(0)
+        else:  # it was carried away
+            state = stack.enter_context(self._open(prompt, title))
+        return directed_quotes(title), state
 
     def _sentence(
         self, state: StoryState, task: PassageTask, told: str, number: int, room: int
@@ -128,13 +165,15 @@ class StorytellerWriter:
         options = task.options
         may_end = len(told.split()) >= LEAST_SHARE * options.words[0]
         until = _line_over if options.lyrics else lambda text: bool(text.strip()) and _sentence_over(f"{told}{text}")
-        sampling = _sampling(options, min(SENTENCE_TOKENS, 2 * room + 10))
+        sampling = _sampling(options, min(SENTENCE_TOKENS, max(int(TOKENS_A_WORD * room), 1)))
         seeds = _seeds(task.seed, number + 1, options.candidates)
         found: list[Continuation] = []
-        for found in state.write(options.candidates, seeds, sampling, until=until, allow_end=may_end):
-            if options.candidates == 1 and found[0].text.strip():
-                yield found[0].text.rpartition(" ")[0]
-        over = found[0].ended and not found[0].text.strip()
+        with state.write(seeds, sampling, until=until, allow_end=may_end) as writing:
+            for continuations in writing:
+                found = list(continuations)
+                if options.candidates == 1 and found[0].text.strip():
+                    yield found[0].text.rpartition(" ")[0]
+        over = found[0].ended == "end" and not found[0].text.strip()
         yield [] if over or not any(one.text.strip() for one in found) else found
 
     def _chosen(
@@ -143,7 +182,7 @@ class StorytellerWriter:
         """The story with the best candidate, and all of them, best first; the state goes on from it."""
         rows = [row for row, one in enumerate(found) if one.text.strip()]
         proposals = [
-            Proposal(directed_quotes(found[row].text.strip()), found[row].log_prob / max(len(found[row].tokens), 1))
+            Proposal(directed_quotes(found[row].text.strip()), found[row].log_prob / max(len(found[row].ids), 1))
             for row in rows
         ]
         candidates = ranking.score(proposals)
