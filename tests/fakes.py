@@ -9,7 +9,7 @@ from PIL import Image
 
 from modeling import Candidate, Caption, Source, Style, StyleError, load_image
 from modeling.continuation import StoryContinuation
-from modeling.story_types import StoryOptions, Written
+from modeling.story_types import StoryOptions, Written, written_captions
 from modeling.styles import parse_style, split_passages
 
 STYLES = ("everyday", "romance", "adventure", "science_fiction", "mystery", "horror", "fairy_tale")
@@ -94,7 +94,7 @@ class FakePipeline(StoryContinuation):
     def _write(
         self, x: Any, words: list[str], style: Any, seed: int, options: StoryOptions, **task: Any
     ) -> Iterator[Written]:
-        given = [caption.text for caption in task["captions"]]
+        given = [caption.text for caption in written_captions(task["captions"])]
         self.calls.append({"given": given, "style": style, "seed": seed, "options": options, **task})
         words = [f"Seed {seed}, strength {options.strength:g}: {given[0] if given else 'nothing'}."]
         words += [f"word{i}" for i in range(self.words)]

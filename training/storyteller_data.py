@@ -132,6 +132,7 @@ def read_stories(data: StorytellerData, split: str) -> list[StoryRow]:
     """
     rows = list(load_rows(TextSource(data.stories, split=split)))
     missing = {(row["photo_source"], row["photo_id"]) for row in rows if not row["captions"]}
+    missing |= {tuple(row["photo2"]) for row in rows if row.get("photo2") and not row.get("captions2")}
     known = _captions_by_id(data.captions, missing)
     found = []
     for row in rows:
