@@ -32,6 +32,7 @@ with quick_imports():
     from modeling.page_programs import PagePrograms
     from modeling.story import MAX_TEXT
     from modeling.story_html import style_in_words
+    from modeling.story_types import STORYTELLER
     from modeling.visit import LENGTHS, Visit
 
 if TYPE_CHECKING:
@@ -185,7 +186,7 @@ class Page(PageEvents, PagePrograms):
                 info="What it remembers are the nearest of many sentences that people wrote about other photos.",
                 visible=False,
             )
-            self.writer = gr.Radio([("The story decoder", "decoder")], value="decoder", label="Writer", visible=False)
+            self.writer = gr.Radio([("The storyteller", STORYTELLER)], value=STORYTELLER, label="Writer", visible=False)
             self.dice = gr.Button("⚄ Roll", size="sm")
             self.seed = gr.Textbox(
                 label="Seed",
@@ -366,7 +367,7 @@ class Page(PageEvents, PagePrograms):
             style, kept_style, name = gr.Textbox(STYLES[0]), gr.Textbox(None), gr.Textbox("mine")
             seed, strength = gr.Number(None, precision=0), gr.Number(1.0)
             length, short = gr.Textbox("Medium"), gr.Textbox("Short")
-            seeing, way, writer = gr.Textbox("generate"), gr.Textbox("both"), gr.Textbox("decoder")
+            seeing, way, writer = gr.Textbox("generate"), gr.Textbox("both"), gr.Textbox(STORYTELLER)
             # of text, because clients of MCP find the type of gr.JSON none; an object is taken too
             story, sentence, text = gr.Textbox(), gr.Textbox(None), gr.Textbox(None)
             result, self.style_output, button = gr.JSON(), gr.File(), gr.Button()

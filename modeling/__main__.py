@@ -8,13 +8,14 @@
     python -m modeling --continue day.json --sentence "Then the lights went out."
     python -m modeling photo.jpg --writer bookshelf --style mystery
     python -m modeling photo.jpg --writer HuggingFaceTB/SmolLM2-360M-Instruct
-    python -m modeling photo.jpg --recipe neural-storyteller --captions retrieve --beam-width 50
+    python -m modeling photo.jpg --writer neural-storyteller --captions retrieve --beam-width 50
     python -m modeling --search "two dogs play in the snow" FOLDER
 
 Stories go to standard output, everything else to standard error. With --json each line is one object with `photo`,
-`captions` (each `text`, `score`, `remembered`), `style`, `seed`, `story`, if it is quoted `sources` and if it follows a
-page of a book `follows` (each `title`, `author`, `year`); of one story over several photos, `photo` and `captions` are
-the last one's. A search prints the best photos of the folders, with --json one object each, `photo` and `similarity`.
+`captions` (each `text`, `score`, `remembered`), `style`, `seed`, `title`, `story`, if it is quoted `sources` and if it
+is told in the manner of a page of a book `follows` (each `title`, `author`, `year`); of one story over several photos,
+`photo` and `captions` are the last one's. A search prints the best photos of the folders, with --json one object each,
+`photo` and `similarity`.
 
 Exit code 0: all told; 2: something could not be used, said in one sentence each; the other photos
 are told all the same.
@@ -69,17 +70,17 @@ def build_parser() -> argparse.ArgumentParser:
     options.add_argument("--num-captions", type=int, help="captions per photo (3)")
     options.add_argument("--captions", help="generate, retrieve from the caption bank, or both (both)")
     options.add_argument("--nearest-sentences", type=int, help="of the bank: how many (5; 100 in the recipe of 2015)")
-    options.add_argument("--passages", type=int, help="parts of a story: its length (2)")
-    options.add_argument("--candidates", type=int, help="sentences written for each one that is kept (20)")
-    options.add_argument("--lyrics", action="store_true", default=None, help="a line for each comma and sentence")
+    options.add_argument("--length", help="short, medium or long (medium)")
+    options.add_argument("--candidates", type=int, help="sentences written for each one that is kept (3)")
+    options.add_argument("--lyrics", action="store_true", default=None, help="a song, in lines")
     options.add_argument(
         "--writer",
-        help="decoder; bookshelf for a passage of a novel that suits the photo; a language model's Hub id, folder or "
-        "GGUF file; endpoint for the one that OPENAI_BASE_URL, OPENAI_MODEL and OPENAI_API_KEY name (decoder)",
+        help="storyteller; bookshelf for a passage of a novel that suits the photo; neural-storyteller for the recipe "
+        "of 2015; a language model's Hub id, folder or GGUF file; endpoint for the one that OPENAI_BASE_URL, "
+        "OPENAI_MODEL and OPENAI_API_KEY name (storyteller)",
     )
     options.add_argument("--bookshelf", metavar="FILE", help="a bookshelf of your own, for --writer bookshelf")
-    options.add_argument("--recipe", help="pictale, or neural-storyteller for the recipe of 2015 (pictale)")
-    options.add_argument("--beam-width", type=int, help="beam search instead of sampling (0; 50 in the recipe of 2015)")
+    options.add_argument("--beam-width", type=int, help="of the recipe of 2015 (50)")
     return parser
 
 
@@ -103,8 +104,8 @@ def run(args: argparse.Namespace) -> int:
     if args.bookshelf:
         pipe.open_bookshelf(args.bookshelf)
         args.writer = args.writer or "bookshelf"
-    names = ("writer", "strength", "num_captions", "captions", "nearest_sentences", "passages", "candidates", "lyrics")
-    names += ("recipe", "beam_width")
+    names = ("writer", "strength", "num_captions", "captions", "nearest_sentences", "length", "candidates", "lyrics")
+    names += ("beam_width",)
     changes = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     args.seed = check_seed(args.seed)
     if args.writer and args.writer not in pipe.writers:
@@ -128,7 +129,8 @@ def tell_each(pipe: StoryPipeline, args: argparse.Namespace, changes: dict[str, 
             print(f"pictale: {error}", file=sys.stderr)
             failed = True
             continue
-        show(photo, result.captions, result.style, result.seed, result.story, result.sources, result.follows, args.json)
+        books = (result.sources, result.follows)
+        show(photo, result.captions, result.style, result.seed, result.title, result.story, *books, args.json)
     return 2 if failed else 0
 
 
@@ -161,7 +163,7 @@ def tell_one(pipe: StoryPipeline, story: Story, args: argparse.Namespace, change
     captions = last.captions if last else ()
     sources = books_of(source for passage in story.passages for source in passage.sources)
     follows = books_of(source for passage in story.passages for source in passage.follows)
-    show(name, captions, story.passages[-1].style, args.seed, story.text, sources, follows, args.json)
+    show(name, captions, story.passages[-1].style, args.seed, story.title, story.text, sources, follows, args.json)
     if args.save:
         story.save(args.save)
     return 2 if failed else 0
@@ -192,6 +194,7 @@ def show(
     captions: Sequence[Caption],
     style: str,
     seed: int,
+    title: str,
     story: str,
     sources: Sequence[Source],
     follows: Sequence[Source],
@@ -199,7 +202,7 @@ def show(
 ) -> None:
     if as_json:
         described = [{"text": c.text, "score": round(c.score, 4), "remembered": c.remembered} for c in captions]
-        record = {"photo": photo, "captions": described, "style": style, "seed": seed, "story": story}
+        record = {"photo": photo, "captions": described, "style": style, "seed": seed, "title": title, "story": story}
         for name, books in (("sources", sources), ("follows", follows)):
             if books:
                 record[name] = [dataclasses.asdict(book) for book in books]
@@ -208,8 +211,9 @@ def show(
     for caption in captions:
         print(f"  {caption.text}{'  (remembered)' if caption.remembered else ''}")
     lines = "\n".join(textwrap.fill(line, WIDTH) for line in story.split("\n"))
-    credit = "".join(f"— {text}\n" for text in [*sources, *(f"after a page of {book}" for book in follows)])
-    print(f"\n{lines}\n{credit}\n({style}, seed {seed})\n", flush=True)
+    credit = "".join(f"— {text}\n" for text in [*sources, *(f"in the manner of {book}" for book in follows)])
+    heading = f"{title}\n\n" if title else ""
+    print(f"\n{heading}{lines}\n{credit}\n({style}, seed {seed})\n", flush=True)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,16 +1,15 @@
 """Stories that go on: with another photo, with a sentence of the user's, or with nothing but what was told.
 
-What holds a continuation to the story before it: the vector of the passage before, which the decoder was trained with;
-the last sentences, which it may read again (`context_tokens`); the words that the story has lately been about, shown
-beside those of the new photo or sentence; and, when candidates are ranked, the story's cast.
+What holds a continuation to the story before it: the newest part of it, which the writer reads again; and, when
+candidates are ranked, what was said already.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike, fspath
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL.Image import Image
@@ -18,15 +17,12 @@ from PIL.Image import Image
 from .errors import ImageError, StoryError
 from .images import load_image
 from .story import Passage, Step, Story, StoryPhoto, check_sentence
-from .story_thread import carried_words, names_in, persons_in
-from .story_types import MAX_SEED, Caption, StoryOptions, Written, as_captions, check_seed, written_captions
+from .story_types import MAX_SEED, Caption, StoryOptions, Written, as_captions, check_seed
+from .styles import Style
 from .text import content_words, growing_words
 from .word_forms import taken_up
 
-if TYPE_CHECKING:
-    from .styles import Style
-
-    StyleLike = str | Style | Mapping[str, float] | None
+StyleLike = str | Style | Mapping[str, float] | None
 
 
 class StoryContinuation:
@@ -143,35 +139,30 @@ class StoryContinuation:
         elif not story.passages:
             raise StoryError("The story has not begun: give a photo or a first sentence.")
 
-        x, words = self._material(story, step, sentence, chosen)
-        origin = "sentence" if sentence is not None else "photo" if photo is not None else "story"
+        so_far = story.add(step)
+        x, words = self._material(so_far, sentence)
         empty = Passage(
             text="",
-            origin=origin,
+            origin="sentence" if sentence is not None else "photo" if photo is not None else "story",
             photo=len(story.photos) if photo is not None else None,
             style=label,
             strength=chosen.strength,
             seed=seed,
-            content_words=tuple(words),
             lyrics=chosen.lyrics,
             writer=chosen.writer,
         )
-        so_far = story.add(step)
-        parts = self._write_parts(
-            given=[
-                *(caption.text for seen in so_far.photos for caption in written_captions(seen.captions)),
-                *(passage.text for passage in so_far.passages if passage.origin == "user" or passage.edited),
-            ],
-            x=x,
-            words=words,
-            style=vector,
-            seed=seed,
-            options=chosen,
+        parts = self._write(
+            x,
+            words,
+            vector,
+            seed,
+            chosen,
+            captions=so_far.photos[-1].captions if so_far.photos else (),
             before=" ".join(passage.text for passage in so_far.passages),
             label=label,
-            captions=[c.text for c in written_captions(so_far.photos[-1].captions)] if so_far.photos else [],
             new_photo=photo is not None,
             view=view,
+            own=style if isinstance(style, Style) else None,
         )
         yield from _growing(story, step, empty, parts)
 
@@ -188,35 +179,15 @@ class StoryContinuation:
             captions = self.see([image], options)[0]
         return StoryPhoto.of(image, as_captions(captions), name, thumbnail)
 
-    def _material(
-        self, story: Story, step: Step, sentence: str | None, options: StoryOptions
-    ) -> tuple[np.ndarray, list[str]]:
-        """Vector x [D] and content words of a step: the new ones first, then what the story was about."""
-        so_far = story.add(step)
+    def _material(self, so_far: Story, sentence: str | None) -> tuple[np.ndarray, list[str]]:
+        """Vector x [D] and the words to take up: those of the newest photo and sentence that were not told yet."""
         texts = [passage.text for passage in so_far.passages]
-        seen = [[caption.text for caption in photo.captions] for photo in so_far.photos]
-        x = self.think(seen[-1]) if seen else self._last_thought(" ".join(texts))
-        fresh = content_words(seen[-1]) if step.photos else []
-        if sentence is not None:
-            # x stays that of the photo: told the sentence's own vector, a decoder writes the sentence once more
-            fresh = list(dict.fromkeys([*_topics([sentence])[: options.content_words // 2], *fresh]))
-        elif not step.photos and seen:
-            untold = content_words(seen[-1])
-            told = taken_up(untold, content_words(texts))
-            fresh = [word for word in untold if word not in told]
-        subjects = [
-            *(word for photo in reversed(seen) for word in content_words(photo)),
-            *(word.lower() for text in texts for word in names_in(text, self.writer.vocabulary)),
-            *(word for text in texts for word in persons_in(text)),
-            *_topics(p.text for p in so_far.passages if p.origin == "user"),
-        ]
-        limit = options.content_words
-        writer = self._writer(options)
-        fresh = list(writer.known(fresh))
-        known = writer.known(dict.fromkeys(word for word in subjects if word not in fresh))
-        carried = carried_words(texts, list(known), limit)
-        carried = carried[: max(limit - len(fresh), limit // 3)]
-        return x, [*fresh[: limit - len(carried)], *carried]
+        seen = so_far.photos[-1].captions if so_far.photos else ()
+        x = self.think([c.text for c in seen]) if seen else self._last_thought(" ".join(texts))
+        wanted = self._wanted(seen) if seen else []
+        told = taken_up(wanted, content_words(text for text in texts if text != sentence))
+        fresh = [word for word in wanted if word not in told]
+        return x, list(dict.fromkeys([*(content_words([sentence])[:3] if sentence else []), *fresh]))
 
 
 def _name_of(photo: Any) -> str:
@@ -230,11 +201,6 @@ def _given_captions(
     return (None, {**options, "captions": captions}) if isinstance(captions, str) else (captions, options)
 
 
-def _topics(sentences: Iterable[str]) -> list[str]:
-    """Content words of the user's sentences but for adverbs: asked for "suddenly", a decoder begins with it."""
-    return [word for word in content_words(sentences) if not word.endswith("ly")]
-
-
 def _growing(story: Story, step: Step, empty: Passage, parts: Iterator[Written]) -> Iterator[Story]:
     """Stories whose last passage grows word by word; the last one has the scores."""
     written = Written("")
@@ -245,14 +211,13 @@ def _growing(story: Story, step: Step, empty: Passage, parts: Iterator[Written])
             yield written.text
 
     def with_passage(**changes: Any) -> Story:
-        passage = Passage(**{**vars(empty), "sources": written.sources, **changes})
+        known = {"sources": written.sources, "title": written.title, "follows": written.follows}
+        passage = Passage(**{**vars(empty), **known, **changes})
         return story.add(Step(step.photos, (*step.passages, passage)))
 
     for text in growing_words(texts()):
         yield with_passage(text=text)
-    yield with_passage(
-        text=written.text, follows=written.follows, scores=_mean_scores(written), choices=written.choices
-    )
+    yield with_passage(text=written.text, scores=_mean_scores(written), choices=written.choices)
 
 
 def _mean_scores(written: Written) -> dict[str, float]:

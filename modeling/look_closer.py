@@ -26,20 +26,11 @@ NOTHING = (
 )
 NEARNESS = "What it remembers, and how near that is to the photo (1: the same)"
 SCORES = {
-    "grounding": "how much it is about this photo and no other",
     "picture": "how near the story so far is to the photo itself, beyond the captions",
-    "plot": "how near it is to what happens next in the plot that the story follows",
-    "words": "how many of the words from the photo it takes up",
+    "words": "how many of the words from the captions it takes up",
     "style": "how much it sounds like the style and no other",
-    "fluency": "how well its words follow each other",
-    "natural": "how much it reads as if a person wrote it",
+    "likelihood": "how well its words follow each other, to the writer",
     "repetition": "how many of its turns of phrase were said before (counts against it)",
-    "echo": "how many of its words were said before (counts against it)",
-    "speech": "whether somebody speaks in it (counts against it, twice at the beginning or after speech)",
-    "ending": "whether it ends as a sentence does",
-    "length": "whether it is neither short nor long",
-    "thread": "how often it begins in the middle, brings in somebody new, turns a “he” into a “she”, or colours people "
-    "(counts against it)",
 }
 
 

@@ -90,7 +90,7 @@ def read_pipeline_file(folder: Path) -> dict[str, Any]:
         raise ModelFolderError(
             f"{folder / PIPELINE_FILE} is damaged ({type(error).__name__}): download it again."
         ) from None
-    missing = {"captioner", "encoder", "decoder"} - set(components)
+    missing = {"captioner", "encoder"} - set(components)
     if missing:
         raise ModelFolderError(f"{folder / PIPELINE_FILE} names no {', '.join(sorted(missing))}.")
     return description

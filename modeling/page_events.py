@@ -26,7 +26,7 @@ from .errors import ImageError, PictaleError, StoryError, StyleError
 from .images import load_image
 from .look_closer import caption_list, caption_table, nearest_list, why_this_story, word_figure, word_strip
 from .story_html import story_html, story_page, style_in_words
-from .story_types import written_captions
+from .story_types import NEURAL_STORYTELLER, STORYTELLER, written_captions
 from .styles import Style
 from .visit import OwnStyles, Seen, Visit, Wishes, add_style, find_style
 from .web_photo import fetch_photo, is_address
@@ -35,7 +35,11 @@ MAX_KEPT_IN_BROWSER = 2_000_000  # characters; browsers have room for about five
 MAX_UPLOAD_BYTES = 50_000_000
 MAX_BATCH = 100
 NEAREST = 5  # sentences that a photo brings to mind
-WRITERS = {"decoder": "The story decoder: it invents", "bookshelf": "The bookshelf: a page of a real novel"}
+WRITERS = {
+    STORYTELLER: "The storyteller: it invents",
+    "bookshelf": "The bookshelf: a page of a real novel",
+    NEURAL_STORYTELLER: "The recipe of 2015: one passage for one vector",
+}
 REMEMBERED = "It did not look for these words one by one: it remembers the sentence as a whole."
 EMPTY_STORY = (
     '<p class="empty">Choose a photo and a style, then press “Tell me a story”. '
@@ -133,7 +137,7 @@ class PageEvents:
         return {self.seen: seen, self.captions: caption_list(seen.captions) if seen else "", **updates}
 
     def writers(self) -> dict:
-        """The writers that this server has, for those who want another than the story decoder."""
+        """The writers that this server has, for those who want another than the storyteller."""
         pipe = self.get()
         names = [name for name in pipe.writers if pipe.has_writer(name)]
         choices = [(WRITERS.get(name) or pipe.about_writer(name), name) for name in names]

@@ -16,7 +16,7 @@ import gradio as gr
 from .errors import PictaleError, StoryError
 from .page_events import book_or_text, sentence, temporary_file, uploaded
 from .story import Story, StoryPhoto
-from .story_types import Caption
+from .story_types import NEURAL_STORYTELLER, STORYTELLER, Caption
 from .styles import Style
 from .visit import Seen, Visit, Wishes, add_style
 
@@ -43,6 +43,7 @@ def told(story: Story, photo: StoryPhoto | None) -> dict[str, Any]:
         "captions": [describe(caption) for caption in photo.captions] if photo else [],
         "style": last.style if last else "",
         "seed": last.seed if last else None,
+        "title": story.title,
         "story": story.text,
     }
 
@@ -75,7 +76,7 @@ class PagePrograms:
         length: str = "Medium",
         style_file: dict | None = None,
         captions: str = "both",
-        writer: str = "decoder",
+        writer: str = STORYTELLER,
     ) -> Iterator[dict]:
         """Tell a story about a photo in the style of a kind of book.
 
@@ -90,7 +91,7 @@ class PagePrograms:
             length: Short, Medium or Long.
             style_file: A style of your own, as made from a text; its name can then be used in `style`.
             captions: What the story goes by: generate, written for this photo; retrieve, remembered; or both.
-            writer: decoder; bookshelf, which quotes a real book; or another one that the server has.
+            writer: storyteller; bookshelf, which quotes a real book; or another one that the server has.
         """
         with errors_for_programs():
             wishes = Wishes(style, seed=seed, strength=strength, length=length, writer=writer)
@@ -109,7 +110,7 @@ class PagePrograms:
         length: str = "Short",
         style_file: dict | None = None,
         captions: str = "both",
-        writer: str = "decoder",
+        writer: str = STORYTELLER,
     ) -> Iterator[dict]:
         """Continue a story: with another photo, with a sentence of your own, or with neither.
 
@@ -125,7 +126,7 @@ class PagePrograms:
             length: Short, Medium or Long.
             style_file: A style of your own, as made from a text; its name can then be used in `style`.
             captions: What the photo's part goes by: generate, written for it; retrieve, remembered; or both.
-            writer: decoder; bookshelf, which quotes a real book; or another one that the server has.
+            writer: storyteller; bookshelf, which quotes a real book; or another one that the server has.
         """
         with errors_for_programs():
             visit = Visit().load(story if isinstance(story, str) else json.dumps(story))
@@ -161,14 +162,14 @@ class PagePrograms:
 
         Args:
             data: The photo as base64.
-            bw: Width of the beam search, 1 to 50; 1 draws words as usual.
+            bw: Width of the beam search of 2015's recipe, 2 to 50; 1: the storyteller writes.
             style: everyday, romance, adventure, science_fiction, mystery, horror, fairy_tale; or romance:0.7,horror:0.3
         """
         with errors_for_programs():
             if not isinstance(bw, int) or not 1 <= bw <= MAX_BEAM_WIDTH:
                 raise StoryError(f"bw must be a whole number from 1 to {MAX_BEAM_WIDTH}, not {bw!r}.")
             seen = self.look({"url": f"data:image/jpeg;base64,{''.join(data.split())}"})
-            beams = {} if bw == 1 else {"beam_width": bw}
+            beams = {} if bw == 1 else {"writer": NEURAL_STORYTELLER, "beam_width": bw}
             return {"prediction": self.get().tell(seen.captions, style=style, seed=0, **beams).story}
 
     # -- parts -------------------------------------------------------------------------------------------------------

@@ -35,9 +35,8 @@ from .model_folder import (
 from .modeling_captioner import PictaleCaptionerForConditionalGeneration
 from .modeling_skip_thoughts import PictaleSkipThoughtsEncoder
 from .modeling_story_decoder import PictaleStoryDecoderForConditionalGeneration
-from .naturalness import NATURALNESS_FILE, Naturalness
-from .plots import PLOTS_FILE, Plots
-from .story_types import StoryOptions
+from .story_engine import StoryEngine
+from .story_types import STORYTELLER, StoryOptions
 from .styles import Style
 
 if TYPE_CHECKING:
@@ -46,9 +45,9 @@ if TYPE_CHECKING:
 MODELS = {
     "captioner": PictaleCaptionerForConditionalGeneration,
     "encoder": PictaleSkipThoughtsEncoder,
-    "decoder": PictaleStoryDecoderForConditionalGeneration,
 }
-EMBEDDING = "embedding"  # may be there or not
+DECODER, EMBEDDING = "decoder", "embedding"  # may be there or not
+PARTS = (*MODELS, DECODER, EMBEDDING, STORYTELLER)
 # what transformers reads of a pipeline folder; the modules are in the folder
 TRANSFORMERS_CONFIG = {
     "architectures": ["PictaleStoryteller"],
@@ -115,7 +114,7 @@ class PipelineFiles:
         hub = {"cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
         folder = resolve_pipeline(name_or_path, revision=revision, **hub)
         description = read_pipeline_file(folder)
-        parts = [*MODELS, *({EMBEDDING} & description["components"].keys())]
+        parts = [part for part in PARTS if part in MODELS or part in description["components"]]
         places = {part: component_folder(folder, description["components"][part], part, **hub) for part in parts}
         devices, dtype = _devices(device, device_map), _dtype(dtype)
 
@@ -127,19 +126,23 @@ class PipelineFiles:
             part: load_component(model.from_pretrained, places[part], part, dtype=dtype).to(devices[part])
             for part, model in MODELS.items()
         }
-        natural, plots = folder / NATURALNESS_FILE, folder / PLOTS_FILE
+        decoder = {}
+        if DECODER in places:
+            load = PictaleStoryDecoderForConditionalGeneration.from_pretrained
+            model = load_component(load, places[DECODER], DECODER, dtype=dtype).to(devices[DECODER])
+            decoder = {"decoder": model, "decoder_tokenizer": tokenizer(DECODER)}
         pipe = cls(
             image_processor=load_component(
                 PictaleImageProcessor.from_pretrained, places["captioner"], "image processor", weights=False
             ),
             caption_tokenizer=tokenizer("captioner"),
             encoder_tokenizer=tokenizer("encoder"),
-            decoder_tokenizer=tokenizer("decoder"),
             styles=[Style.load(folder / "styles" / f"{name}.safetensors") for name in description["styles"]],
             options=StoryOptions(**description.get("options", {})),
             bookshelf=folder / BOOKSHELF_FILE,
-            naturalness=Naturalness.load(natural) if natural.is_file() else None,
-            plots=Plots.load(plots) if plots.is_file() else None,
+            storyteller=places.get(STORYTELLER),
+            device=devices[STORYTELLER],
+            **decoder,
             **models,
         )
         if EMBEDDING in places:
@@ -159,8 +162,9 @@ class PipelineFiles:
         savers = {
             "captioner": (self.captioner, self.caption_tokenizer, self.image_processor),
             "encoder": (self.encoder, self.encoder.tokenizer),
-            "decoder": (self.decoder, self.decoder_tokenizer),
         }
+        if self.decoder is not None:
+            savers[DECODER] = (self.decoder, self.decoder_tokenizer)
         if self.embedding is not None:
             savers[EMBEDDING] = (self.embedding, self.embedding.tokenizer)
         for part, things in savers.items():
@@ -172,10 +176,11 @@ class PipelineFiles:
             self.bank.save(folder / EMBEDDING)
         with contextlib.suppress(ModelFolderError):  # there is no bookshelf, or none for this encoder
             self.writers["bookshelf"].bookshelf.save(folder / BOOKSHELF_FILE)
-        if self.naturalness is not None:
-            self.naturalness.save(folder / NATURALNESS_FILE)
-        if self.plots is not None:
-            self.plots.save(folder / PLOTS_FILE)
+        components = {part: part for part in savers}
+        if self.storyteller is not None:
+            place = self.storyteller.folder if isinstance(self.storyteller, StoryEngine) else self.storyteller
+            _copy_folder(Path(place), folder / STORYTELLER)
+            components[STORYTELLER] = STORYTELLER
         for module in ("modeling_storyteller", "pipeline_image_to_story"):
             copy_module(module, folder)
         _write(folder / "config.json", json.dumps(TRANSFORMERS_CONFIG, indent=2) + "\n")
@@ -186,7 +191,7 @@ class PipelineFiles:
             _write(folder / "README.md", card)
         usual = dataclasses.asdict(StoryOptions())
         options = {key: value for key, value in dataclasses.asdict(self.options).items() if value != usual[key]}
-        description = {"components": {part: part for part in savers}, "styles": list(self._styles), "options": options}
+        description = {"components": components, "styles": list(self._styles), "options": options}
         _write(folder / PIPELINE_FILE, json.dumps(description, indent=2) + "\n")  # last: with it a folder is complete
         return folder
 
@@ -245,6 +250,16 @@ def commit_folder(
         ) from error
 
 
+def _copy_folder(source: Path, target: Path) -> None:
+    """The files of a model folder, each under its name when it is whole."""
+    target.mkdir(parents=True, exist_ok=True)
+    for path in sorted(source.iterdir()):
+        if path.is_file() and path.resolve() != (target / path.name).resolve():
+            temporary = target / f"{path.name}.writing"
+            shutil.copyfile(path, temporary)
+            os.replace(temporary, target / path.name)
+
+
 def copy_module(name: str, folder: Path) -> None:
     """Copy a module of this package, and all of the package that it imports, into a folder."""
     module = Path(__file__).with_name(f"{name}.py")
@@ -264,11 +279,12 @@ def _devices(
     """The device of each component."""
     if device is not None and device_map is not None:
         raise ModelFolderError("Give device or device_map, not both: they say the same.")
-    wanted = device_map if isinstance(device_map, Mapping) else dict.fromkeys(MODELS, device or device_map or "cpu")
-    if unknown := set(wanted) - set(MODELS):
-        raise ModelFolderError(f"device_map names {', '.join(sorted(unknown))}: components are {', '.join(MODELS)}.")
+    placed = (*MODELS, DECODER, STORYTELLER)
+    wanted = device_map if isinstance(device_map, Mapping) else dict.fromkeys(placed, device or device_map or "cpu")
+    if unknown := set(wanted) - set(placed):
+        raise ModelFolderError(f"device_map names {', '.join(sorted(unknown))}: components are {', '.join(placed)}.")
     best = "cuda" if torch.cuda.is_available() else "cpu"
-    return {part: best if (place := wanted.get(part, "cpu")) == "auto" else place for part in MODELS}
+    return {part: best if (place := wanted.get(part, "cpu")) == "auto" else place for part in placed}
 
 
 def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:

@@ -1,10 +1,11 @@
 """Photo in, captions and a story out: the one call over all the models.
 
-    photo -> captioner -> captions -> skip-thought encoder -> x -> x - c + s*b -> story decoder -> candidates -> story
-         `-> joint embedding -> nearest sentences of a bank, in place of captions or beside them
+    photo -> captioner -> captions -> skip-thought encoder -> x -> x - c + s*b -> the page of a book nearest to it
+         `-> joint embedding -> sentences that it brings to mind
+    captions, page, style, story so far -> storyteller -> candidates -> ranked -> story
 
-Every arrow is a method that can be called alone: `caption`, `nearest_sentences`, `think`, `shift`, `write`, `tell`,
-`stream`. Captions are `photo_captions.py`'s, sentences that a photo brings to mind `retrieval.py`'s, stories that go on
+Every arrow is a method that can be called alone: `caption`, `nearest_sentences`, `think`, `shift`, `tell`, `stream`.
+Captions are `photo_captions.py`'s, sentences that a photo brings to mind `retrieval.py`'s, stories that go on
 `continuation.py`'s.
 """
 
@@ -30,16 +31,15 @@ from .language_model import ModelPlace
 from .modeling_captioner import PictaleCaptionerForConditionalGeneration
 from .modeling_skip_thoughts import PictaleSkipThoughtsEncoder
 from .modeling_story_decoder import PictaleStoryDecoderForConditionalGeneration
-from .naturalness import Naturalness
 from .onnx_captioner import load_exported
 from .photo_captions import PhotoCaptions
 from .pipeline_files import PipelineFiles
-from .plots import Plots
 from .reranking import Ranking, Wish
 from .retrieval import PhotoRetrieval
-from .story_plots import StoryPlots
+from .story_engine import StoryEngine
 from .story_types import (
-    MAX_SEED,
+    NEURAL_STORYTELLER,
+    STORYTELLER,
     Caption,
     StoryOptions,
     StoryResult,
@@ -48,20 +48,23 @@ from .story_types import (
     check_seed,
     written_captions,
 )
+from .style_pages import StylePages
 from .styles import Style, encode_passages, make_style, parse_style, read_texts, shift_style
 from .text import content_words, growing_words, lyric_lines, split_sentences
-from .word_forms import taken_up
 from .writer import PassageTask, Writer
 from .writer_bookshelf import BookshelfWriter
-from .writer_decoder import BACKGROUND_WORDS, DecoderWriter
 from .writer_endpoint import EndpointWriter
 from .writer_language_model import LanguageModelWriter
+from .writer_neural_storyteller import NeuralStorytellerWriter
+from .writer_storyteller import StorytellerWriter
 
 CAPTION_STYLE = "caption"
-PREVIOUS_SENTENCES = 4  # how much of the text before makes the vector of the passage before, as in training
+PREVIOUS_SENTENCES = 4  # of a story without photos that make its vector
+CONTENT_WORDS = 6  # of the captions that a story should take up
+PERHAPS = 2  # sentences that a photo brings to mind that a writer is told of
 
 
-class StoryPipeline(StoryContinuation, StoryPlots, PhotoRetrieval, PhotoCaptions, PipelineFiles):
+class StoryPipeline(StoryContinuation, PhotoRetrieval, PhotoCaptions, PipelineFiles):
     """Captions photos and tells stories about them.
 
     Example:
@@ -77,25 +80,28 @@ class StoryPipeline(StoryContinuation, StoryPlots, PhotoRetrieval, PhotoCaptions
         caption_tokenizer: Any,
         encoder: PictaleSkipThoughtsEncoder,
         encoder_tokenizer: Any,
-        decoder: PictaleStoryDecoderForConditionalGeneration,
-        decoder_tokenizer: Any,
         styles: Sequence[Style],
+        storyteller: str | Path | StoryEngine | None = None,
+        decoder: PictaleStoryDecoderForConditionalGeneration | None = None,
+        decoder_tokenizer: Any = None,
         options: StoryOptions | None = None,
         bookshelf: Bookshelf | str | Path | None = None,
-        naturalness: Naturalness | None = None,
-        plots: Plots | None = None,
+        device: str | torch.device | None = None,
     ) -> None:
         """Put a pipeline together from loaded parts; `styles` must contain one named `caption`, the c of the shift.
 
-        `bookshelf` is what the writer of that name quotes from; a file is not opened before it is needed. Candidates
-        are ranked by `naturalness` too, and stories follow `plots`, if they are there.
+        `storyteller` is its engine, or the folder of its model, which is loaded when it is first needed; `decoder` is
+        what the writer `neural-storyteller` writes with; `bookshelf` what the writer of that name quotes from, and
+        where pages are found that a style is shown by: a file is not opened before it is needed. `device` is where
+        language models compute; None: where the encoder does.
         """
         self.captioner = captioner.prepare_for_inference()
         self.image_processor, self.caption_tokenizer = image_processor, caption_tokenizer
         self.encoder = encoder.eval()
         self.encoder.tokenizer = encoder_tokenizer
-        self.decoder, self.decoder_tokenizer = decoder.eval(), decoder_tokenizer
+        self.decoder, self.decoder_tokenizer = None if decoder is None else decoder.eval(), decoder_tokenizer
         self.options = options or StoryOptions()
+        self.device = torch.device(device or encoder.device)
         self._fingerprint = encoder_fingerprint(encoder)
         self._styles: dict[str, Style] = {}
         for style in styles:
@@ -103,15 +109,12 @@ class StoryPipeline(StoryContinuation, StoryPlots, PhotoRetrieval, PhotoCaptions
             self._styles[style.name] = style
         if CAPTION_STYLE not in self._styles:
             raise PictaleError("A pipeline needs a style named 'caption', the mean of captions in general.")
-        if naturalness is not None:
-            naturalness.check_encoder(self._fingerprint, encoder.config.hidden_size)
-        if plots is not None:
-            plots.check_encoder(self._fingerprint, encoder.config.hidden_size)
-        self.naturalness, self.plots = naturalness, plots
-        self.writer = DecoderWriter(decoder, decoder_tokenizer, self._ranking)
-        self.writers: dict[str, Writer] = {"decoder": self.writer}
+        self.pages = StylePages(lambda: self.writers["bookshelf"].bookshelf, lambda: self._styles)
+        self.writers: dict[str, Writer] = {}
+        self.use_storyteller(storyteller)
+        self.writers[NEURAL_STORYTELLER] = NeuralStorytellerWriter(self.decoder, decoder_tokenizer)
         self.open_bookshelf(bookshelf)
-        self.writers["endpoint"] = EndpointWriter(self._example_page)
+        self.writers["endpoint"] = EndpointWriter(self.pages)
 
     # -- styles ------------------------------------------------------------------------------------------------------
     @property
@@ -154,6 +157,11 @@ class StoryPipeline(StoryContinuation, StoryPlots, PhotoRetrieval, PhotoCaptions
             text = read_texts(text)
         return make_style(text, name, self.encoder, **kwargs)
 
+    def use_storyteller(self, storyteller: str | Path | StoryEngine | None) -> None:
+        """Write with this storyteller from now on: its engine, or the folder of its model, loaded when it is needed."""
+        self.storyteller = storyteller
+        self.writers[STORYTELLER] = StorytellerWriter(storyteller, self.pages, self._ranking, self.device)
+
     def open_bookshelf(self, bookshelf: Bookshelf | str | Path | None) -> None:
         """Let the writer `bookshelf` quote from this one, or from this file, which is read when it is first needed."""
         self.writers["bookshelf"] = BookshelfWriter(
@@ -182,7 +190,7 @@ class StoryPipeline(StoryContinuation, StoryPlots, PhotoRetrieval, PhotoCaptions
         taken = self.writers.get(place.name)
         called = place.name if taken is None or getattr(taken, "place", None) == place else str(name)
         if called not in self.writers:
-            self.writers[called] = LanguageModelWriter(place, self._example_page, self.decoder.device)
+            self.writers[called] = LanguageModelWriter(place, self.pages, self.device)
         return called
 
     def use_onnx(self, folder: str | Path | None = None) -> None:
@@ -201,50 +209,18 @@ class StoryPipeline(StoryContinuation, StoryPlots, PhotoRetrieval, PhotoCaptions
         """Mean skip-thought vector of sentences: x, [D]."""
         return encode_passages(self.encoder, [[text for text in texts if text.strip()]])[0]
 
-    def shift(
-        self,
-        x: np.ndarray,
-        style: str | Style | Mapping[str, float],
-        strength: float = 1.0,
-        caption_removal: float = 1.0,
-        focus: float = 1.0,
-    ) -> np.ndarray:
-        """focus (x - caption_removal c) + strength b, [D]."""
-        mean = self._styles[CAPTION_STYLE].vector
-        return shift_style(x, mean, self._style(style)[1], strength, caption_removal, focus)
+    def shift(self, x: np.ndarray, style: str | Style | Mapping[str, float], strength: float = 1.0) -> np.ndarray:
+        """x - c + strength b, [D]."""
+        return shift_style(x, self._styles[CAPTION_STYLE].vector, self._style(style)[1], strength)
 
     # -- writing -----------------------------------------------------------------------------------------------------
-    def write(
-        self,
-        thought: np.ndarray,
-        content: Sequence[str] = (),
-        previous: np.ndarray | None = None,
-        seed: int = 0,
-        options: StoryOptions | None = None,
-        style: np.ndarray | None = None,
-    ) -> Written:
-        """One passage, with all candidates for its sentences.
-
-        Args:
-            thought: Shifted vector [D].
-            content: Words to work in.
-            previous: Vector of the passage before [D], or None at the beginning.
-            seed: Reproduces the passage.
-            options: Those of the pipeline if None.
-            style: The style's vector [D], to rank by; None ranks without style.
-        """
-        options = (options or self.options).resolved()
-        seen = thought - (self._styles[CAPTION_STYLE].vector if style is None else options.strength * style)
-        writer = self._writer(options)
-        words = tuple(writer.known(content)) if options.content_words else ()
-        *_, written = writer.write(PassageTask(thought, Wish(seen, style, words), previous, seed, options))
-        return written
-
     def has_writer(self, name: str) -> bool:
-        """Whether a writer is there and can write: the bookshelf needs its file, the endpoint its settings."""
+        """Whether a writer is there and can write: each needs its files, the endpoint its settings."""
         writer = self.writers.get(name)
         with contextlib.suppress(PictaleError):
-            if name == "bookshelf":
+            if name == STORYTELLER:
+                return self.storyteller is not None
+            if name in ("bookshelf", NEURAL_STORYTELLER):
                 writer.prepare()
             elif hasattr(writer, "about"):
                 writer.about()
@@ -260,62 +236,52 @@ class StoryPipeline(StoryContinuation, StoryPlots, PhotoRetrieval, PhotoCaptions
     def _writer(self, options: StoryOptions) -> Writer:
         return self.writers[options.writer]
 
-    def _example_page(self, task: PassageTask) -> str:
-        return self.writers["bookshelf"].example(task)
-
     def _ranking(self, wish: Wish, options: StoryOptions) -> Ranking:
         # one under two names counts once, or a copy of a style would tell other stories
         vectors = np.unique([style.vector for style in self._styles.values()], axis=0)
-        mean = self._styles[CAPTION_STYLE].vector
         read = None if self.embedding is None else self.embedding.embed_texts
-        return Ranking(self.encoder, vectors, mean, self.writer.vocabulary, wish, options, self.naturalness, read)
+        return Ranking(self.encoder, vectors, wish, options, read)
 
-    def _write_parts(
+    def _write(
         self,
-        given: Sequence[str],
         x: np.ndarray,
         words: Sequence[str],
         style: np.ndarray,
         seed: int,
         options: StoryOptions,
+        captions: Sequence[Caption] = (),
         before: str = "",
         label: str = "",
-        captions: Sequence[str] = (),
         new_photo: bool = False,
         view: np.ndarray | None = None,
+        own: Style | None = None,
     ) -> Iterator[Written]:
-        """`options.passages` passages as one growing text, each knowing the one before and what is told already.
+        """A passage as it grows.
 
         Args:
-            given: Captions and sentences of the user's, which it must agree with; nothing merely remembered.
-            x: Their vector [D].
+            x: Vector of what is seen [D].
             words: Content words to take up, most wanted first.
             style: b [D].
+            captions: Of the newest photo.
             before: The story so far.
             label: The style's name.
-            captions: Of the newest photo, without sentences about others that it brought to mind.
             new_photo: Nothing was told of it yet.
             view: The newest photo's vector in the joint space [E], if it is known.
+            own: The style, if it was given and not named.
         """
-        mean = self._styles[CAPTION_STYLE].vector
-        thought = shift_style(x, mean, style, options.strength, options.caption_removal, options.focus)
-        writer = self._writer(options)
-        words, done = list(writer.known(words)), Written("")
-        events = self.plot(x - mean, style, words, seed, options, before, label, new_photo, view)
-        for part in range(options.passages):
-            told = f"{before} {done.text}".strip()
-            follows = bool(told) and options.recipe == "pictale"
-            wish = Wish(x - mean, style, tuple(words), tuple(given), told, view)
-            previous = self._last_thought(told) if follows else None
-            step_seed, comes = (seed + part) % (MAX_SEED + 1), new_photo and not part
-            task = PassageTask(thought, wish, previous, step_seed, options, label, tuple(captions), comes, events[part])
-            for written in writer.write(task):
-                text = f"{done.text}{writer.separator}{written.text}".strip()
-                yield Written(text, done.choices + written.choices)
-            done = Written(text, done.choices + written.choices)
-            # what has been told once is background; what has not yet been is asked for first
-            used = taken_up(words, content_words([written.text]))
-            words = [w for w in words if w not in used] + used[:BACKGROUND_WORDS]
+        mean, shown = self._styles[CAPTION_STYLE].vector, written_captions(captions)
+        task = PassageTask(
+            thought=shift_style(x, mean, style, options.strength),
+            wish=Wish(x - mean, style if options.strength else None, tuple(words), before, view),
+            seed=seed,
+            options=options,
+            label=label,
+            captions=tuple(caption.text for caption in shown),
+            perhaps=tuple(caption.text for caption in captions if caption not in shown)[:PERHAPS],
+            new_photo=new_photo,
+            own=own,
+        )
+        yield from self._writer(options).write(task)
 
     def _last_thought(self, text: str) -> np.ndarray:
         """Vector of the end of a text [D]."""
@@ -379,7 +345,8 @@ class StoryPipeline(StoryContinuation, StoryPlots, PhotoRetrieval, PhotoCaptions
             story=lyric_lines(written.text) if chosen.lyrics else written.text,
             seed=seed,
             choices=written.choices,
-            content_words=tuple(self._writer(chosen).known(self._words_to_show(captions, chosen))),
+            title=written.title,
+            follows=written.follows,
         )
 
     def stream(
@@ -404,11 +371,11 @@ class StoryPipeline(StoryContinuation, StoryPlots, PhotoRetrieval, PhotoCaptions
         view: np.ndarray | None,
     ) -> Iterator[Written]:
         texts = [caption.text for caption in captions]
-        words = self._words_to_show(captions, o)
         label, vector = self._style(style)
-        shows = [caption.text for caption in written_captions(captions)]
-        about = {"label": label, "captions": shows, "new_photo": True, "view": view}
-        yield from self._write_parts(shows, self.think(texts), words, vector, seed, o, **about)
+        words = self._wanted(captions)
+        own = style if isinstance(style, Style) else None
+        about = {"captions": captions, "label": label, "new_photo": True, "view": view, "own": own}
+        yield from self._write(self.think(texts), words, vector, seed, o, **about)
 
     def _style(self, style: str | Style | Mapping[str, float] | None) -> tuple[str, np.ndarray]:
         """Label and vector of what a caller asked for."""
@@ -416,8 +383,10 @@ class StoryPipeline(StoryContinuation, StoryPlots, PhotoRetrieval, PhotoCaptions
             style.check_encoder(self._fingerprint)
         return parse_style(next(iter(self.styles)) if style is None else style, self.styles)
 
-    def _words_to_show(self, captions: Sequence[Caption], options: StoryOptions) -> list[str]:
-        return content_words([caption.text for caption in captions], options.content_words)
+    @staticmethod
+    def _wanted(captions: Sequence[Caption]) -> list[str]:
+        """Words that a story about a photo should take up: of what was written or said about it, not remembered."""
+        return content_words([caption.text for caption in written_captions(captions)], CONTENT_WORDS)
 
     def _options(self, changes: Mapping[str, Any]) -> StoryOptions:
         known = {f.name for f in dataclasses.fields(StoryOptions)}

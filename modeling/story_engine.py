@@ -33,9 +33,7 @@ from .story_jobs import Continuation, Job, Trunk
 from .story_network import WHAT, StoryNetwork
 from .story_scheduler import Scheduler
 
-STORY_SAMPLING = SamplingOptions(
-    temperature=0.7, top_k=64, top_p=0.95, no_repeat_ngram_size=5, max_new_tokens=300, max_sentence_tokens=60
-)
+STORY_SAMPLING = SamplingOptions(temperature=0.7, top_k=64, top_p=0.95, no_repeat_ngram_size=5, max_new_tokens=300)
 
 
 class Writing:
@@ -119,7 +117,7 @@ class StoryState:
 
         Args:
             seeds: Each with the place in the text decides what is drawn, so that they may be the same at every call.
-            sampling: How tokens are drawn: at temperature 0 the most probable; `guidance` has no meaning here.
+            sampling: How tokens are drawn: at temperature 0 the most probable.
             until: Told the text of a continuation after each of its tokens; True ends it. It is called in the thread
                 that writes for all, so it has to be quick. What it raises is raised here.
             max_tokens: Of each continuation; None: `sampling.max_new_tokens`.
@@ -175,6 +173,7 @@ class StoryEngine:
 
     def __init__(self, network: StoryNetwork, tokenizer: Any, end: int, threads: int | None = None) -> None:
         self.network, self.tokenizer = network, tokenizer
+        self.folder: Path | None = None  # that it was loaded from
         special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
         barred = {*special, *range(tokenizer.get_vocab_size(), network.vocabulary)} - {end}
         self._weights: torch.Tensor | None = None
@@ -215,7 +214,9 @@ class StoryEngine:
         end = end[0] if isinstance(end, list) else end
         if not isinstance(end, int) or tokenizer.get_vocab_size() > network.vocabulary:
             raise ModelFolderError(f"The tokenizer and the weights in {described(folder)} do not belong together.")
-        return cls(network, tokenizer, end, threads)
+        engine = cls(network, tokenizer, end, threads)
+        engine.folder = folder
+        return engine
 
     @property
     def window(self) -> int:

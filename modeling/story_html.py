@@ -15,6 +15,7 @@ from typing import Any
 from .errors import ImageError
 from .images import load_image
 from .story import Passage, Story, StoryPhoto
+from .story_types import STORYTELLER
 
 PICTURE_SIDE = 1024  # of the photos in a file, in pixels
 
@@ -62,30 +63,30 @@ def style_in_words(label: str) -> str:
 
 
 def origin_in_words(story: Story, passage: Passage) -> str:
-    """Where a passage came from: its photo or sentence, the words it was to take up, the style, the seed."""
+    """Where a passage came from: its photo or sentence, the style, the seed, the book whose manner it has."""
     if passage.origin == "user":
         return "your own words"
     said = {"sentence": "from your sentence", "story": "from the story so far"}.get(passage.origin, "")
     if passage.photo is not None:
         photo = f"photo {passage.photo + 1}"
         said = f"{said} and {photo}" if said else f"from {photo}"
-    if passage.content_words:
-        said += ": " + ", ".join(passage.content_words)
     strength = "" if passage.strength == 1 else f" at strength {passage.strength:g}"
     parts = [said, f"{style_in_words(passage.style)}{strength}", f"seed {passage.seed}"]
-    if passage.writer != "decoder":
+    if passage.writer != STORYTELLER:
         parts.append(f"written by {passage.writer}")
+    parts += [f"in the manner of {book}" for book in passage.follows]
     if passage.edited:
         parts.append("edited by hand")
     return " · ".join(part for part in parts if part)
 
 
-def story_html(story: Story, pictures: Sequence[bytes | None] | None = None) -> str:
-    """The passages of a story in order, each with where it came from, photos where they come in.
+def story_html(story: Story, pictures: Sequence[bytes | None] | None = None, heading: bool = True) -> str:
+    """The passages of a story in order, its title first, each with where it came from, photos where they come in.
 
     Args:
         story: The story.
         pictures: A JPEG for each of its photos; None: the thumbnails it has.
+        heading: Whether the title is shown.
 
     Returns:
         HTML whose last elements are left open, as HTML allows: the markup of a growing story begins with the markup it
@@ -93,7 +94,7 @@ def story_html(story: Story, pictures: Sequence[bytes | None] | None = None) -> 
     """
     photos = story.photos
     pictures = [photo.thumbnail for photo in photos] if pictures is None else pictures
-    parts, shown = [], set()
+    parts, shown = [f"<h3>{_letters(story.title)}</h3>"] if heading and story.title else [], set()
     passages = story.passages
     for i, passage in enumerate(passages):
         if passage.photo is not None and passage.photo not in shown:
@@ -102,8 +103,7 @@ def story_html(story: Story, pictures: Sequence[bytes | None] | None = None) -> 
         kind = "passage own" if passage.origin == "user" else "passage"
         origin = _letters(origin_in_words(story, passage))
         text = _letters(passage.shown).replace("\n", "<br>")
-        said = [*map(str, passage.sources), *(f"after a page of {book}" for book in passage.follows)]
-        books = "".join(f'<span class="origin"> — {_letters(credit)}</span>' for credit in said)
+        books = "".join(f'<span class="origin"> — {_letters(str(book))}</span>' for book in passage.sources)
         closed = "</p></section>" if i < len(passages) - 1 else ""
         parts.append(f'<section><p class="origin">{origin}</p><p class="{kind}">{text}{books}{closed}')
     return "".join(parts)
@@ -116,15 +116,15 @@ def story_page(story: Story, photos: Sequence[Any] = (), title: str | None = Non
         story: The story.
         photos: For each of its photos what `load_image` reads, or None; where nothing can be read, the thumbnail that
             the story keeps takes its place.
-        title: The heading; None: the first caption.
+        title: The heading; None: the story's title, or the first caption.
     """
     sources = [*photos, *[None] * len(story.photos)]
     pictures = [_picture(source, photo.thumbnail) for source, photo in zip(sources, story.photos, strict=False)]
-    if title is None:
+    if title is None and not (title := story.title):
         captions = (photo.captions[0].text for photo in story.photos if photo.captions)
         title = next(captions, "A story")
     title = title[:1].upper() + title[1:]
-    return _PAGE.format(title=_letters(title), story=story_html(story, pictures) + "</p></section>")
+    return _PAGE.format(title=_letters(title), story=story_html(story, pictures, heading=False) + "</p></section>")
 
 
 def _letters(text: str) -> str:

@@ -16,8 +16,8 @@ is gone on with by ` The Yellow Shoes\\nStory: A pair of ...`. A story that goes
     New photo: A man waits at a bus stop.
     Next:
 
-`Page`, `Perhaps`, `Objects` and `New photo` are left out where there is nothing to say. A sentence of the reader's is the
-end of the story so far.
+`Page`, `Perhaps`, `Objects` and `New photo` are left out where there is nothing to say. A sentence of the reader's is
+the end of the story so far.
 """
 
 from __future__ import annotations
@@ -26,13 +26,16 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from .story_types import LENGTHS
 from .text import content_words, split_sentences
 from .writer import PassageTask
 
 NEW_WORDS = 2  # of content that another caption must bring: beams often differ in one
 MOST_PAGE_WORDS = 80
+MOST_CAPTION_WORDS = 60  # of one caption: a person may write a letter
+MOST_CAPTIONS = 5
 FAINT, THICK = 0.75, 1.4  # strengths below and above which a style is a hint, or laid on
-LENGTHS = {"short": (28, 48), "medium": (55, 90), "long": (130, 175)}  # words, as in the stories it was trained on
+_STRAIGHT = str.maketrans({"“": '"', "”": '"', "‘": "'", "’": "'", "—": "--", "–": "--", "…": "..."})
 NO_STYLE = "a story"
 PAGE_STYLE = "a story in the manner of this page"
 SONG = "a song"
@@ -140,9 +143,19 @@ class StoryPrompt:
 
 def story_prompt(task: PassageTask, before: str, page: str = "") -> StoryPrompt:
     """The request for a passage; `before` is as much of the story so far as the model has room for."""
-    kind, traits = kind_of(task.label, task.options.strength, task.options.lyrics, bool(page))
-    shows, new = tuple(different(task.captions)), task.new_photo and bool(before)
-    return StoryPrompt(kind, () if new else shows, page=page, before=before, scene=shows if new else (), traits=traits)
+    options = task.options
+    kind, traits = kind_of(task.label, options.strength, options.lyrics, bool(page))
+    shows, new = tuple(different(task.captions)[:MOST_CAPTIONS]), task.new_photo and bool(before)
+    return StoryPrompt(
+        kind,
+        () if new else shows,
+        options.length,
+        page,
+        () if before else tuple(task.perhaps),
+        before=before,
+        scene=shows if new else (),
+        traits=traits,
+    )
 
 
 def as_sentences(captions: Sequence[str]) -> str:
@@ -156,13 +169,14 @@ def as_sentences(captions: Sequence[str]) -> str:
 
 
 def one_line(text: str) -> str:
-    return " ".join(text.split())
+    """In one line and with straight quotation marks, as the storyteller knows texts."""
+    return " ".join(text.translate(_STRAIGHT).split())
 
 
 def different(captions: Sequence[str]) -> list[str]:
     """The captions that say something else than those before them."""
     kept, said = [], set()
-    for caption in captions:
+    for caption in (newest(text, MOST_CAPTION_WORDS) for text in captions):
         words = set(content_words([caption]))
         if not kept or len(words - said) >= NEW_WORDS:
             kept.append(caption)

@@ -13,16 +13,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from .errors import PictaleError, StoryError, StyleError
 from .memory import give_back_memory
 from .story import Story
-from .story_types import Caption
+from .story_types import STORYTELLER, Caption
 from .styles import Style, parse_style
 
 PhotoSource = str | bytes
 OwnStyles = Mapping[str, Style]
 
-LENGTHS = {"Short": 1, "Medium": 2, "Long": 4}  # passages
+LENGTHS = ("Short", "Medium", "Long")
 MAX_OWN_STYLES = 20
 MAX_EARLIER = 5  # stories put aside
 MAX_PASSAGES = 60  # of one story, over all its steps
@@ -52,7 +54,7 @@ class Wishes:
         style, second: Names of styles; the second may be None.
         share: Of the second, in percent.
         strength: Of the style.
-        length: A key of `LENGTHS`.
+        length: One of `LENGTHS`.
         lyrics: In lines.
         writer: A name among the pipeline's writers.
         seed: A whole number, or text of one; None or "" draws one.
@@ -64,15 +66,16 @@ class Wishes:
     strength: float = 1.0
     length: str = "Medium"
     lyrics: bool = False
-    writer: str = "decoder"
+    writer: str = STORYTELLER
     seed: str | float | None = None
 
     def options(self) -> dict[str, Any]:
         """For the pipeline."""
-        if self.length not in LENGTHS:
-            raise PictaleError(f"There is no length '{str(self.length)[:60]}': choose from {', '.join(LENGTHS)}.")
-        passages = LENGTHS[self.length]
-        return {"strength": self.strength, "passages": passages, "lyrics": bool(self.lyrics), "writer": self.writer}
+        length = str(self.length)
+        if length.capitalize() not in LENGTHS:
+            raise PictaleError(f"There is no length '{length[:60]}': choose from {', '.join(LENGTHS)}.")
+        wishes = {"strength": self.strength, "length": length.lower(), "lyrics": bool(self.lyrics)}
+        return wishes | {"writer": self.writer}
 
     def checked_seed(self) -> int:
         """The seed as a number."""
@@ -197,7 +200,10 @@ def find_style(pipe: Any, blend: str, own: OwnStyles) -> str | Style:
     if not mine:
         return blend
     label, vector = parse_style(blend, {**pipe.styles, **own})
-    return dataclasses.replace(mine[0], name=label, vector=vector)
+    pages = tuple(page for style in mine for page in style.pages)
+    vectors = [style.page_vectors for style in mine if style.pages]
+    found = {"pages": pages, "page_vectors": np.concatenate(vectors) if vectors else None}
+    return dataclasses.replace(mine[0], name=label, vector=vector, **found)
 
 
 def add_style(pipe: Any, style: Style, own: OwnStyles) -> OwnStyles:

@@ -9,10 +9,10 @@ Always fluent, and honest about being a quotation. With x the captions' vector, 
     thread      1 if the passage is of another book than the one that the story quoted last, else 0
     chance      what the seed adds, so that another seed opens another page
 
-The first two are counted in standard deviations over the bookshelf, `style` times `SHELVES` times the strength. The
-sum, each with the weight of the same name in the options, decides; `chance` is added to the best only (`candidates` of
-them). A passage that the story has quoted is not quoted again. A style that is a blend, or a user's own, needs no shelf
-of its name: it leans towards the shelves that are near it.
+The first two are counted in standard deviations over the bookshelf, half each, `style` times `SHELVES` times the
+strength; `thread` counts `OTHER_BOOK` against a passage. The sum decides; `chance` is added to the best `CANDIDATES`.
+A passage that the story has quoted is not quoted again. A style that is a blend, or a user's own, needs no shelf of its
+name: it leans towards the shelves that are near it.
 
 Shapes: N passages, G genres, D thought width.
 """
@@ -20,7 +20,7 @@ Shapes: N passages, G genres, D thought width.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -28,13 +28,13 @@ import numpy as np
 from .bookshelf import BOOKSHELF_FILE, HOW_TO_BUILD, Bookshelf
 from .errors import ModelFolderError, StoryError
 from .neighbours import unit_rows
-from .story_prompt import shortened_page
 from .story_types import Candidate, Written
-from .word_forms import base_form
 from .writer import PassageTask
 
 SHELVES = 6.0
+OTHER_BOOK = 4.0
 CHANCE = 0.3
+CANDIDATES = 20
 
 
 class BookshelfWriter:
@@ -67,7 +67,7 @@ class BookshelfWriter:
                 if self._bookshelf is None or not Path(self._bookshelf).is_file():
                     raise ModelFolderError(
                         f"This pipeline has no bookshelf to quote from ({BOOKSHELF_FILE} in its folder): build one "
-                        f"with `{HOW_TO_BUILD}`, or choose the writer 'decoder'."
+                        f"with `{HOW_TO_BUILD}`, or choose another writer."
                     )
                 bookshelf = Bookshelf.load(self._bookshelf)
                 bookshelf.check_encoder(self._fingerprint)
@@ -77,10 +77,6 @@ class BookshelfWriter:
     def prepare(self) -> None:
         """Read the bookshelf."""
         self.bookshelf.words  # noqa: B018 - computed at first use
-
-    def known(self, words: Sequence[str]) -> list[str]:
-        """Those of `words` that some passage has, in any form."""
-        return [word for word in words if base_form(word) in self.bookshelf.words]
 
     def write(self, task: PassageTask) -> Iterator[Written]:
         """The passage, whole."""
@@ -96,14 +92,14 @@ class BookshelfWriter:
         shelf, options = self.bookshelf, task.options
         rows = self._scores(task)
         total = (
-            options.weight_grounding * _deviations(rows["grounding"])
-            + options.weight_words * _deviations(rows["words"])
-            + options.weight_style * options.strength * SHELVES * rows["style"]
-            - options.weight_thread * rows["thread"]
+            0.5 * _deviations(rows["grounding"])
+            + 0.5 * _deviations(rows["words"])
+            + options.strength * SHELVES * rows["style"]
+            - OTHER_BOOK * rows["thread"]
         )
         quoted = shelf.quoted_in(task.wish.before)
         total[quoted] = -np.inf
-        best = np.argsort(-total, kind="stable")[: min(options.candidates, len(total) - len(quoted))]
+        best = np.argsort(-total, kind="stable")[: min(CANDIDATES, len(total) - len(quoted))]
         if not len(best):
             raise StoryError("The story has quoted every passage of the bookshelf: go on with another writer.")
         chance = CHANCE * np.random.default_rng(task.seed).gumbel(size=len(best))
@@ -117,17 +113,6 @@ class BookshelfWriter:
             for i, luck in zip(best.tolist(), chance, strict=True)
         ]
         return sorted(candidates, key=lambda c: -c.score)
-
-    def example(self, task: PassageTask) -> str:
-        """For other writers, a page that suits a task; "" if there is none."""
-        named = {part.partition(":")[0].strip() for part in task.label.split(",")}
-        try:
-            unlike = named <= set(self._styles()) and not named & set(self.bookshelf.genres)
-            if unlike or task.options.strength <= 0:
-                return ""
-            return shortened_page(self.search(task)[0].text)
-        except (ModelFolderError, StoryError):  # no bookshelf, or all of it was quoted
-            return ""
 
     def _scores(self, task: PassageTask) -> dict[str, np.ndarray]:
         """Each score for all passages [N]."""

@@ -8,7 +8,7 @@ whoever reads the stream has a passage that can be gone on with.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
 
@@ -17,6 +17,7 @@ from .endpoint_chat import ChatReply, Endpoint
 from .errors import StoryError
 from .story_prompt import newest, story_prompt
 from .story_types import Written
+from .style_pages import Page
 from .writer import PassageTask
 
 MOST_WORDS_BEFORE = 1200  # of the story so far that are sent
@@ -27,14 +28,14 @@ class EndpointWriter:
     """Writes with the model of `Endpoint.from_environment()`, which is looked at anew for each passage.
 
     Args:
-        example: Gives a page of a book as an example for a task, see `StoryPrompt`.
+        pages: Gives a page of a book whose manner is to be taken.
         quiet: Seconds of silence after which the endpoint counts as dead.
     """
 
     separator = "\n\n"
 
-    def __init__(self, example: Callable[[PassageTask], str], quiet: float = 60) -> None:
-        self._example, self._quiet = example, quiet
+    def __init__(self, pages: Callable[[PassageTask], Page | None], quiet: float = 60) -> None:
+        self._pages, self._quiet = pages, quiet
         self._refused: set[str] = set()
 
     def about(self) -> str:
@@ -46,26 +47,22 @@ class EndpointWriter:
         """Raises PictaleError if there is no endpoint."""
         Endpoint.from_environment()
 
-    def known(self, words: Sequence[str]) -> list[str]:
-        """All of them."""
-        return list(words)
-
     def write(self, task: PassageTask) -> Iterator[Written]:
         """The passage word by word.
 
         Raises:
             StoryError: see `ChatReply`.
         """
-        options = task.options
-        answer = Answer(task.wish.before, options.min_new_tokens, options.max_new_tokens, options.max_sentence_tokens)
-        shown = ""
-        body = self._body(task)
+        answer = Answer(task.wish.before, *task.options.words)
+        shown, page = "", self._pages(task)
+        follows = (page.source,) if page and page.source else ()
+        body = self._body(task, page.text if page else "")
         asked = set(body)
         with closing(ChatReply(Endpoint.from_environment(), body, self._quiet)) as reply:
             for piece in reply:
                 if answer.add(piece) != shown:
                     shown = answer.text
-                    yield Written(shown)
+                    yield Written(shown, follows=follows)
                 if answer.enough:
                     break
             self._refused |= asked - set(body)
@@ -74,13 +71,14 @@ class EndpointWriter:
             if reply.finish == "length":
                 raise StoryError("The endpoint's model thought too long to come to a story: choose another model.")
             raise StoryError("The endpoint's model answered with nothing: try another seed, or another writer.")
-        yield Written(text)
+        yield Written(text, follows=follows)
 
-    def _body(self, task: PassageTask) -> dict[str, Any]:
+    def _body(self, task: PassageTask, page: str) -> dict[str, Any]:
         options = task.options
-        prompt = story_prompt(task, newest(task.wish.before, MOST_WORDS_BEFORE), self._example(task))
+        prompt = story_prompt(task, newest(task.wish.before, MOST_WORDS_BEFORE), page)
         messages = prompt.messages(opening=False)
-        messages[-1]["content"] += f" Write about {options.max_new_tokens} words."
+        if task.wish.before:
+            messages[-1]["content"] += " Write {} to {} words.".format(*options.words)
         wishes = {
             "max_tokens": MOST_TOKENS,
             "temperature": min(options.temperature, 2.0),

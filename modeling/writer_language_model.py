@@ -8,23 +8,25 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing
 
 import torch
 
-from .answer_text import Answer
+from .answer_text import LONGEST_SENTENCE, Answer
 from .errors import StoryError
 from .language_model import LanguageModel, ModelPlace, expected_pace, in_bytes
 from .sampling import SamplingOptions
 from .story_prompt import StoryPrompt, newest, story_prompt
 from .story_types import StoryOptions, Written
+from .style_pages import Page
 from .writer import PassageTask
 
 MOST_WORDS_BEFORE = 400  # of the story so far that are read again: reading takes time, too
 TOKENS_A_WORD = 3  # more than any language needs: only a bound
 LEAST_TOKENS_A_WORD = 1.3  # of English
 REPEATS = 5  # tokens; so many in a row are not written twice
+PRESENCE_PENALTY = 1.0
 
 
 class LanguageModelWriter:
@@ -32,7 +34,7 @@ class LanguageModelWriter:
 
     Args:
         place: Where it is; or the model itself.
-        example: Gives a page of a book as an example for a task, see `StoryPrompt`.
+        pages: Gives a page of a book whose manner is to be taken.
         device: Where it computes.
     """
 
@@ -41,12 +43,12 @@ class LanguageModelWriter:
     def __init__(
         self,
         place: ModelPlace | LanguageModel,
-        example: Callable[[PassageTask], str],
+        pages: Callable[[PassageTask], Page | None],
         device: str | torch.device = "cpu",
     ) -> None:
         self.place = place if isinstance(place, ModelPlace) else None
         self._model = place if isinstance(place, LanguageModel) else None
-        self._example, self._device = example, device
+        self._pages, self._device = pages, device
         self._lock = threading.Lock()
         self.speed: float | None = None  # words a second, of the last passage
 
@@ -79,10 +81,6 @@ class LanguageModelWriter:
         """Load the model."""
         self.model  # noqa: B018 - loaded at first use
 
-    def known(self, words: Sequence[str]) -> list[str]:
-        """All of them."""
-        return list(words)
-
     def write(self, task: PassageTask) -> Iterator[Written]:
         """The passage word by word; nothing is computed between two words that are asked for.
 
@@ -90,8 +88,10 @@ class LanguageModelWriter:
             StoryError: the model reads too little at once, has said nothing, or memory has run out.
         """
         model, options = self.model, task.options
-        answer = Answer(task.wish.before, options.min_new_tokens, options.max_new_tokens, options.max_sentence_tokens)
-        prompt, told = self._prompt(task, model)
+        answer = Answer(task.wish.before, *options.words)
+        page = self._pages(task)
+        prompt, told, shown_page = self._prompt(task, model, page.text if page else "")
+        follows = (page.source,) if shown_page and page.source else ()
         shown = model.tokenizer(" ".join(task.captions), add_special_tokens=False)["input_ids"]
         generator = torch.Generator(model.model.device).manual_seed(task.seed)
         said_all, seconds = False, 0.0
@@ -103,7 +103,7 @@ class LanguageModelWriter:
                     before = answer.text
                     if answer.add(piece) != before:
                         seconds += time.perf_counter() - started
-                        yield Written(answer.text)
+                        yield Written(answer.text, follows=follows)
                         started = time.perf_counter()
                     if answer.enough:
                         break
@@ -112,20 +112,21 @@ class LanguageModelWriter:
         if not (text := answer.end(said_all and not answer.enough)):
             raise StoryError("The language model has said nothing: try another seed, or another writer.")
         self.speed = len(text.split()) / max(seconds + time.perf_counter() - started, 1e-6)
-        yield Written(text)
+        yield Written(text, follows=follows)
 
-    def _prompt(self, task: PassageTask, model: LanguageModel) -> tuple[list[int], list[int]]:
-        """Ids of the request, as much of the story in them as there is room for, and ids of that part of the story."""
+    def _prompt(self, task: PassageTask, model: LanguageModel, page: str) -> tuple[list[int], list[int], bool]:
+        """Ids of the request, as much of the story in them as there is room for, ids of that part of the story, and
+        whether there was room for the page."""
         room = model.window - _sampling(task.options).max_new_tokens
-        example, words = self._example(task), MOST_WORDS_BEFORE
+        words = MOST_WORDS_BEFORE
         while True:
-            prompt = story_prompt(task, newest(task.wish.before, words) if words else "", example)
+            prompt = story_prompt(task, newest(task.wish.before, words) if words else "", page)
             ids = _ids(prompt, model)
             if len(ids) <= room:
-                return ids, model.tokenizer(prompt.before, add_special_tokens=False)["input_ids"]
+                return ids, model.tokenizer(prompt.before, add_special_tokens=False)["input_ids"], bool(page)
             if not words:
                 raise StoryError(f"The language model reads only {model.window} tokens at once: choose another one.")
-            words, example = (words // 2, example) if not example else (words, "")
+            words, page = (words, "") if page else (words // 2, "")
 
 
 def _ids(prompt: StoryPrompt, model: LanguageModel) -> list[int]:
@@ -144,13 +145,13 @@ def _ids(prompt: StoryPrompt, model: LanguageModel) -> list[int]:
 
 def _sampling(options: StoryOptions) -> SamplingOptions:
     """In tokens, where the options are in words; the answer's own limits come first."""
+    least, most = options.words
     return SamplingOptions(
         temperature=options.temperature,
-        top_k=options.top_k,
         top_p=options.top_p,
         min_p=options.min_p,
-        presence_penalty=options.presence_penalty,
-        no_repeat_ngram_size=REPEATS if options.no_repeat_ngram_size else 0,
-        min_new_tokens=int(LEAST_TOKENS_A_WORD * options.min_new_tokens),
-        max_new_tokens=TOKENS_A_WORD * (options.max_new_tokens + options.max_sentence_tokens),
+        presence_penalty=PRESENCE_PENALTY,
+        no_repeat_ngram_size=REPEATS,
+        min_new_tokens=int(LEAST_TOKENS_A_WORD * least),
+        max_new_tokens=TOKENS_A_WORD * (most + LONGEST_SENTENCE),
     )

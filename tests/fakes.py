@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from modeling import Candidate, Caption, Style, StyleError, load_image
+from modeling import Candidate, Caption, Source, Style, StyleError, load_image
 from modeling.continuation import StoryContinuation
-from modeling.story_types import StoryOptions, Written
+from modeling.story_types import StoryOptions, Written, written_captions
 from modeling.styles import parse_style, split_passages
 
 STYLES = ("everyday", "romance", "adventure", "science_fiction", "mystery", "horror", "fairy_tale")
 ENCODER = "an encoder that is none"
+BOOK = Source("The Book", "A. Writer", 1900)
 
 
 class FakePipeline(StoryContinuation):
@@ -32,7 +33,7 @@ class FakePipeline(StoryContinuation):
         self.calls: list[dict[str, Any]] = []
         self.written = 0
         self.can_retrieve, self.options = True, StoryOptions()
-        self.writers = {"decoder": self, "bookshelf": self}
+        self.writers = {"storyteller": self, "bookshelf": self}
 
     def caption(self, images: Any, num_captions: int = 3, num_beams: int = 3) -> list[tuple[Caption, ...]]:
         images = [load_image(image) for image in (images if isinstance(images, list) else [images])]
@@ -87,19 +88,23 @@ class FakePipeline(StoryContinuation):
     def _style(self, style: Any) -> tuple[str, np.ndarray]:
         return parse_style(style, self.styles)
 
-    def _material(self, story: Any, step: Any, sentence: str | None, options: StoryOptions) -> tuple[Any, list[str]]:
+    def _material(self, so_far: Any, sentence: str | None) -> tuple[Any, list[str]]:
         return np.zeros(4), ["thing", "colour"]
 
-    def _write_parts(self, given: list[str], seed: int, options: StoryOptions, **task: Any) -> Iterator[Written]:
-        self.calls.append({"given": given, "seed": seed, "options": options, **task})
+    def _write(
+        self, x: Any, words: list[str], style: Any, seed: int, options: StoryOptions, **task: Any
+    ) -> Iterator[Written]:
+        given = [caption.text for caption in written_captions(task["captions"])]
+        self.calls.append({"given": given, "style": style, "seed": seed, "options": options, **task})
         words = [f"Seed {seed}, strength {options.strength:g}: {given[0] if given else 'nothing'}."]
         words += [f"word{i}" for i in range(self.words)]
         for count in range(1, len(words) + 1):
             time.sleep(self.pause)
             self.written = count
             text = " ".join(words[:count])
-            scores = {"grounding": 0.5, "fluency": -2.0}
-            yield Written(text, ((Candidate(text, 1.0, scores), Candidate("Not this.", 0.5, scores)),))
+            scores = {"picture": 0.5, "likelihood": -2.0}
+            choice = (Candidate(text, 1.0, scores), Candidate("Not this.", 0.5, scores))
+            yield Written(text, (choice,), title="" if task["before"] else f"Title {seed}", follows=(BOOK,))
 
 
 def fake_style(name: str, passages: int = 100, source: str = "nowhere") -> Style:

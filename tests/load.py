@@ -98,7 +98,7 @@ async def visit(client: httpx.AsyncClient, visitor: int, length: str) -> Waits:
         if not captions:
             raise Failure("/caption: no captions")
     captioned, first, story = time.monotonic(), None, ""
-    wishes = [STYLES[visitor % len(STYLES)], visitor, 1.0, length, None, "both", "decoder"]
+    wishes = [STYLES[visitor % len(STYLES)], visitor, 1.0, length, None, "both", "storyteller"]
     async for told in answers(client, "tell", [file, *wishes]):
         story = told["story"]
         first = first or (time.monotonic() if story else None)

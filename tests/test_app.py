@@ -88,7 +88,7 @@ def test_tell_streams_and_ends_with_the_whole_story(client, example_photos):
     assert len(steps) > 5
     assert all(later["story"].startswith(earlier["story"]) for earlier, later in zip(steps, steps[1:], strict=False))
     assert (final["style"], final["seed"]) == ("horror", 7)
-    assert final["story"].startswith("Seed 7, strength 1: a thing of colour")
+    assert final["story"].startswith("Seed 7, strength 1: a thing of colour") and final["title"] == "Title 7"
     assert [caption["remembered"] for caption in final["captions"]] == [False] * 3 + [True] * 3
 
 
@@ -104,7 +104,7 @@ def test_wishes_of_a_program(client, example_photos, pipeline):
     photo = handle_file(example_photos[0])
     told = client.predict(photo, "romance:0.7,horror:0.3", 5, 1.5, "Long", api_name="/tell")
     assert told["style"] == "romance:0.7,horror:0.3"
-    assert (pipeline.calls[-1]["options"].strength, pipeline.calls[-1]["options"].passages) == (1.5, 4)
+    assert (pipeline.calls[-1]["options"].strength, pipeline.calls[-1]["options"].length) == (1.5, "long")
     assert "Short, Medium, Long" in refusal(client, photo, length="Endless")
     assert "strength" in refusal(client, photo, strength=99)
     assert "no writer 'org/model'" in refusal(client, photo, writer="org/model")  # nothing is downloaded for a visitor
@@ -125,7 +125,7 @@ def test_continue_story(client, example_photos, pipeline):
     assert (final["style"], final["seed"]) == ("horror", 8)
     assert final["captions"] != first["captions"]
     again = client.predict(final["record"], seed=9, api_name="/continue_story")
-    assert again["story"].startswith(final["story"])
+    assert again["story"].startswith(final["story"]) and again["title"] == first["title"] == "Title 7"
     assert len(Story.from_json(json.dumps(again["record"])).passages) == 4
     assert "not a story of Pictale" in refusal(client, {"a": 1}, api_name="/continue_story")
 
@@ -139,6 +139,7 @@ def test_make_style(client, example_photos, tmp_path, pipeline):
     told = client.predict(photo, "aunt may:0.5,horror:0.5", 1, style_file=handle_file(file), api_name="/tell")
     assert told["style"] == "aunt may:0.5,horror:0.5"
     assert (pipeline.calls[-1]["style"] == (made["passages"] + 100) / 2).all()
+    assert pipeline.calls[-1]["own"].name == "aunt may:0.5,horror:0.5"  # whose pages the storyteller may be shown
     assert "aunt may" in refusal(client, photo, "aunt may", 1)  # it was this call's alone
     assert "aunt may" not in pipeline.styles
     assert client.predict(text=BOOK, name="me", api_name="/make_style")[0]["passages"] == made["passages"]
@@ -155,6 +156,7 @@ def test_predict_has_the_shape_of_the_old_web_api(client, url, example_photos):
     answer = client.predict(data, 5, api_name="/predict")
     assert set(answer) == {"prediction"}
     assert "'beam_width': 5" in answer["prediction"] and "thing of colour" in answer["prediction"]
+    assert "'writer': 'neural-storyteller'" in answer["prediction"]
     event = httpx.post(f"{url}gradio_api/call/v2/predict", json={"data": data, "bw": 1}).json()["event_id"]
     assert "prediction" in httpx.get(f"{url}gradio_api/call/v2/predict/{event}").text
     assert "base64" in refusal(client, "%%%", 1, api_name="/predict")
@@ -307,10 +309,11 @@ def test_untrained_pipeline_behind_the_page(example_photos, tmp_path):
     with served(app.Page(lambda: pipeline).blocks) as url:
         client = Client(url, verbose=False)
         photo = handle_file(example_photos[0])
-        result = client.predict(photo, "romance:0.7,horror:0.3", 5, api_name="/tell")
+        result = client.predict(photo, "romance:0.7,horror:0.3", 5, length="Short", api_name="/tell")
         captions = pipeline.caption(example_photos[0])[0]
         assert result["captions"] == [describe(caption) for caption in captions]
-        assert result["story"] == pipeline.tell(captions, style="romance:0.7,horror:0.3", seed=5).story
+        told = pipeline.tell(captions, style="romance:0.7,horror:0.3", seed=5)
+        assert (result["story"], result["title"]) == (told.story, told.title)
         assert "romance" in refusal(client, photo, "western")
         assert "seed" in refusal(client, photo, "romance", -1)
 
@@ -325,12 +328,12 @@ def test_untrained_memory_behind_the_page(example_photos):
         near = pipeline.nearest_sentences(str(example_photos[0]), k=5)[0]
         remembered = client.predict(photo, "retrieve", api_name="/caption")
         assert [caption["text"] for caption in remembered] == [text for text, _, _ in near]
-        told = client.predict(photo, "romance", 5, captions="both", api_name="/tell")
+        told = client.predict(photo, "romance", 5, length="Short", captions="both", api_name="/tell")
         assert told["captions"][-len(near) :] == remembered and len(told["captions"]) > len(near)
         assert told["story"] == pipeline.start_story(example_photos[0], "romance", 5, captions="both").text
 
 
-def test_embedded_pipeline_behind_the_page(embedded, example_photos, tmp_path, monkeypatch):
+def test_embedded_pipeline_behind_the_page(shipped_storyteller, example_photos, tmp_path, monkeypatch):
     """The same page with the weights that ship: photos differ, seeds repeat, and it works from another folder."""
     monkeypatch.chdir(tmp_path)
     assert tuple(app.get_pipeline().styles) == app.STYLES
@@ -342,7 +345,7 @@ def test_embedded_pipeline_behind_the_page(embedded, example_photos, tmp_path, m
         other = client.predict(ski, "romance", 1, api_name="/tell")
         assert other["captions"] != first["captions"]
         assert other["story"] != first["story"]
-        assert len(first["story"].split()) > 10
+        assert len(first["story"].split()) > 10 and first["title"]
         json.dumps(first)
         captions = app.get_pipeline().caption([load_image(dog["path"])])[0]
         for caption in captions:

@@ -5,7 +5,6 @@ import pytest
 from PIL import Image
 
 from modeling import Caption, ImageError, PictaleError, Story, StoryError, StyleError
-from modeling.story_types import StoryOptions
 from tests.tiny import tiny_pipeline
 
 SENTENCE = '  Then the "old lady" — Gerald\'s —\n said NO...'
@@ -28,6 +27,7 @@ def story(pipe):
 def test_a_story_begins_as_the_pipeline_tells_it(pipe, story):
     result = pipe(photo(0), style="romance", seed=1, strength=1.5)
     assert story.text == result.story and story.passages[0].choices == result.choices
+    assert story.title == story.passages[0].title == result.title != "" and story.passages[0].follows == ()
     (passage,) = story.passages
     assert (passage.origin, passage.photo, passage.style, passage.strength, passage.seed) == (
         "photo",
@@ -36,7 +36,6 @@ def test_a_story_begins_as_the_pipeline_tells_it(pipe, story):
         1.5,
         1,
     )
-    assert passage.content_words == result.content_words
     assert [c.text for c in story.photos[0].captions] == [c.text for c in result.captions]
     winners = [choice[0].scores for choice in result.choices]
     assert passage.scores == {name: pytest.approx(np.mean([w[name] for w in winners])) for name in winners[0]}
@@ -54,6 +53,7 @@ def test_steps(pipe, story, step):
     assert Story.from_json(longer.to_json()) == longer
     last = longer.passages[-1]
     assert (last.style, last.strength, last.seed) == ("romance", 1.5, 4)  # as before, unless told otherwise
+    assert last.title == "" and longer.title == story.title  # a story has one
     assert last.origin == ("sentence" if "sentence" in step else "photo" if "photo" in step else "story")
     assert last.photo == (1 if "photo" in step else None) and len(longer.photos) == 1 + ("photo" in step)
     if "sentence" in step:
@@ -72,8 +72,44 @@ def test_what_was_told_matters(pipe, story):
         pipe.continue_story(s, seed=2).passages[-1].text for s in (story, story.edit(0, "The cat was in the sea."))
     }
     assert len(longer) == 2
-    words = pipe.continue_story(story, sentence="The old lady of the house.", seed=2).passages[-1].content_words
-    assert {"lady", "house"} <= set(words)
+
+
+def test_what_the_photo_shows_is_told_and_what_was_told_is_not_wanted_again(pipe, monkeypatch):
+    """The words to take up: the sentence's first, then those of the newest photo that no passage has."""
+    wanted, write = [], pipe._write
+    monkeypatch.setattr(pipe, "_write", lambda x, words, *a, **k: wanted.append(words) or write(x, words, *a, **k))
+    captions = ["A dog sleeps on the red beach."]
+    story = pipe.start_story(photo(0), "romance", 1, captions)
+    assert set(wanted[0]) == {"dog", "sleeps", "red", "beach"}
+    told = story.edit(0, "Dogs of the beach!")
+    pipe.continue_story(told, sentence="The old lady of the house.", seed=2)
+    assert wanted[1] == ["lady", "house", "sleeps", "red"]
+    pipe.continue_story(told, photo(1), seed=2, captions=["A cat runs to the dog."])
+    assert set(wanted[2]) == {"cat", "runs"}
+
+
+def prompts(pipe, monkeypatch):
+    """What the storyteller reads from now on."""
+    read, engine = [], pipe.writers["storyteller"].engine
+    opened = engine.open
+    monkeypatch.setattr(engine, "open", lambda prompt, page="": read.append(prompt) or opened(prompt, page))
+    return read
+
+
+def test_the_writer_reads_the_story_so_far(pipe, story, monkeypatch):
+    read = prompts(pipe, monkeypatch)
+    begun = pipe.start_story(photo(0), "horror", 1, ["A dog runs.", "A cat."])
+    assert read[-1] == "Write a horror story, short.\nPhoto: A dog runs.\nTitle:"
+    told = begun.edit(0, "It was night. The dog ran.")
+    pipe.continue_story(told, seed=2)
+    first = "Write a horror story, short.\nPhoto: A dog runs.\n"
+    assert read[-1] == f"{first}Story: It was night. The dog ran.\nNext:"
+    pipe.continue_story(told, sentence="Then “he”\ncame.", seed=2)
+    assert read[-1] == f'{first}Story: It was night. The dog ran. Then "he" came.\nNext:'
+    pipe.continue_story(told, photo(1), seed=2, captions=["a red house"])
+    assert read[-1] == (
+        "Write a horror story, short.\nStory: It was night. The dog ran.\nNew photo: A red house.\nNext:"
+    )
 
 
 def test_another_style_is_taken_and_kept(pipe, story):
@@ -122,17 +158,12 @@ def test_the_name_of_a_file_is_kept_without_its_folder(pipe, tmp_path):
     assert pipe.start_story(tmp_path / "beach.png", seed=1).photos[0].name == "beach.png"
 
 
-def test_reading_the_story_again_changes_what_follows(pipe, story):
-    texts = {pipe.continue_story(story, seed=3, context_tokens=n).passages[-1].text for n in (0, 60)}
-    assert len(texts) == 2
-
-
-def test_the_plain_recipe_forgets_what_was_told(pipe, story):
-    plain = {"recipe": "neural-storyteller", "beam_width": 3, "seed": 1}
+def test_the_recipe_of_2015_forgets_what_was_told(pipe, story):
+    plain = {"writer": "neural-storyteller", "beam_width": 3, "seed": 1}
     first, second = (
-        pipe.continue_story(s, **plain).passages[-1].text for s in (story, story.edit(0, "The cat was in the sea."))
+        pipe.continue_story(s, **plain).passages[-1] for s in (story, story.edit(0, "The cat was in the sea."))
     )
-    assert first == second
+    assert first == second and first.writer == "neural-storyteller"
 
 
 @pytest.mark.parametrize(
@@ -152,12 +183,3 @@ def test_bad_calls_are_one_sentence(pipe, story, call, error):
     with pytest.raises(error) as caught:
         call(pipe, story)
     assert "\n" not in str(caught.value) and str(caught.value).endswith(".")
-
-
-def test_carried_words_leave_room_for_new_ones(pipe, story):
-    limit = StoryOptions().content_words
-    longer = pipe.continue_story(
-        story, sentence="The dog runs: a red house, a blue door, a night, an old lady.", seed=2
-    )
-    words = longer.passages[-1].content_words
-    assert len(words) <= limit and {"dog", "runs"} <= set(words)

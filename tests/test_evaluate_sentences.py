@@ -8,6 +8,8 @@ import pytest
 
 pytest.importorskip("sklearn", reason="scikit-learn is not installed: pip install -r training/requirements.txt")
 
+from sklearn.feature_extraction.text import TfidfVectorizer
+
 from modeling import DataError
 from modeling.treebank import treebank_words
 from tests.tiny import tiny_encoder, tiny_tokenizer
@@ -175,13 +177,13 @@ def test_mean_of_a_file_of_word_vectors(tmp_path):
 
 def test_tfidf_counts_on_training_rows_only(data, monkeypatch):
     seen = []
-    fit = sentence_baselines.TfidfVectorizer.fit
+    fit = TfidfVectorizer.fit
 
     def spy(self, texts, *args):
         seen.append(list(texts))
         return fit(self, texts, *args)
 
-    monkeypatch.setattr(sentence_baselines.TfidfVectorizer, "fit", spy)
+    monkeypatch.setattr(TfidfVectorizer, "fit", spy)
     task = read_task(data, "cr")
     result = sentence_baselines.TfidfBaseline().classify(task, folds=4, grid=(1.0, 16.0))
     assert result["accuracy"] == 100  # one word tells the class

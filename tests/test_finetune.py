@@ -4,7 +4,6 @@ import csv
 import json
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText, PreTrainedTokenizerFast
@@ -13,11 +12,13 @@ from modeling import (
     PictaleCaptionerConfig,
     PictaleCaptionerForConditionalGeneration,
     PictaleSkipThoughtsEncoder,
+    Source,
     StoryPipeline,
 )
+from modeling.bookshelf import BOOKSHELF_FILE, Book, Bookshelf
 from modeling.errors import DataError, ModelFolderError, RecipeError
 from modeling.fingerprints import encoder_fingerprint
-from modeling.naturalness import NATURALNESS_FILE, Naturalness
+from modeling.styles import encode_passages
 from modeling.tokenization import build_bpe_tokenizer
 from tests.tiny import WORDS, save_tiny_pipeline, tiny_captioner, tiny_tokenizer
 from training import caption_sources, finetune_captioner
@@ -31,9 +32,14 @@ from training.tiny_photos import COLOURS, SHAPES, draw
 PHOTOS = 100
 
 
+@pytest.fixture(autouse=True, scope="module")
+def metrics():
+    """Of the module, so that it comes before the fixtures that train."""
+    pytest.importorskip("pycocoevalcap", reason="captions are scored with pycocoevalcap (training/requirements.txt)")
+
+
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    pytest.importorskip("pycocoevalcap", reason="captions are scored with pycocoevalcap (training/requirements.txt)")
     monkeypatch.setattr("training.metrics_captions.has_java", lambda: False)
     monkeypatch.setattr(caption_sources, "_said", set())
 
@@ -60,6 +66,12 @@ def few_photos(tmp_path_factory):
     return write_photos(tmp_path_factory.mktemp("few"), 20)
 
 
+def make_bookshelf(encoder):
+    texts = [f"The dog of number {i} sleeps. The old lady said no." for i in range(8)]
+    books, thoughts = (Book(Source("Kim"), "romance"),), encode_passages(encoder, [[text] for text in texts])
+    return Bookshelf.of(texts, books, [0] * 8, thoughts, encoder_fingerprint(encoder), components=4)
+
+
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory):
     folder = save_tiny_pipeline(tmp_path_factory.mktemp("models"))
@@ -69,8 +81,8 @@ def pipeline(tmp_path_factory):
     )
     config.write_text(json.dumps(json.loads(config.read_text()) | calm))  # it is too small to learn otherwise
     encoder = PictaleSkipThoughtsEncoder.from_pretrained(folder.parent / "tiny-encoder")
-    size = encoder.config.hidden_size
-    Naturalness(np.ones(size, np.float32), 0.0, encoder_fingerprint(encoder)).save(folder / NATURALNESS_FILE)
+    encoder.tokenizer = tiny_tokenizer()
+    make_bookshelf(encoder).save(folder / BOOKSHELF_FILE)
     return folder
 
 
@@ -217,7 +229,10 @@ def test_the_result_is_a_captioner_and_a_whole_pipeline(tuned, photos, pipeline)
     assert {"README.md", "report.json", "recipe.json", "log.jsonl"} <= {path.name for path in output.iterdir()}
     pipe = StoryPipeline.from_pretrained(output)
     assert list(pipe.styles) == list(StoryPipeline.from_pretrained(pipeline).styles)
-    assert pipe.naturalness.weight.tolist() == [1.0] * len(pipe.naturalness.weight)
+    assert pipe.has_writer("bookshelf") and pipe.writers["bookshelf"].bookshelf.passages
+    assert all(pipe.has_writer(name) for name in ("storyteller", "neural-storyteller"))
+    kept = {path.name: path.read_bytes() for path in (pipeline.parent / "tiny-storyteller").iterdir()}
+    assert {path.name: path.read_bytes() for path in (output / "tiny-storyteller").iterdir()} == kept
     caption = pipe.caption(photos / "002.png")[0][0]
     assert {"blue", "circle"} <= set(caption.words)
     assert pipe(photos / "002.png", seed=1).story

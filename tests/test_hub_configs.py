@@ -21,15 +21,17 @@ def test_code_in_the_folders_is_the_code_of_the_package():
 def test_recipes_are_read_and_name_no_machine(folder):
     from training.embedding_recipe import JointEmbeddingRecipe
     from training.recipes import read_recipe
+    from training.self_train_storyteller import SelfTrainingRecipe
     from training.train_captioner import CaptionerRecipe
     from training.train_skip_thoughts import SkipThoughtsRecipe
     from training.train_story_decoder import StoryRecipe
+    from training.train_storyteller import StorytellerRecipe
 
     kinds = {"captioner": CaptionerRecipe, "skip-thoughts": SkipThoughtsRecipe, "story-decoder": StoryRecipe}
-    kinds["joint-embedding"] = JointEmbeddingRecipe
+    kinds |= {"joint-embedding": JointEmbeddingRecipe, "storyteller": StorytellerRecipe}
     kind = next(cls for part, cls in kinds.items() if part in folder.name)
     for path in folder.glob("recipe*.json"):
-        read_recipe(path, kind)
+        read_recipe(path, SelfTrainingRecipe if path.name == "recipe-self.json" else kind)
         assert '"/' not in path.read_text()
 
 

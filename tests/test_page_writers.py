@@ -1,7 +1,5 @@
 """Writers on the page, in a headless browser: what the server has can be chosen, and nothing is lost when it fails."""
 
-import dataclasses
-
 import httpx
 import pytest
 
@@ -17,7 +15,6 @@ pytestmark = pytest.mark.browser
 
 def test_a_story_by_the_endpoint(browser, example_photos, monkeypatch):
     pipe = tiny_pipeline()
-    pipe.options = dataclasses.replace(pipe.options, max_new_tokens=1000)
     with running_chat() as chat, served(app.Page(lambda: pipe).blocks) as url, visit(browser, url) as page:
         for name, value in (("BASE_URL", chat.url), ("API_KEY", KEY), ("MODEL", "org/tale")):
             monkeypatch.setenv(f"OPENAI_{name}", value)
@@ -30,7 +27,7 @@ def test_a_story_by_the_endpoint(browser, example_photos, monkeypatch):
         page.get_by_role("button", name="Tell me a story").click()
         half = wait_for_story(page, "Dog 1 ran")
         text = end_of_story(page)
-        assert "barked at all of us.\n\nDog 2 ran and" in text and "barked" not in half and "Title" not in text
+        assert "barked at all of us." in text and "barked" not in half and "Title" not in text
         assert passages(page)[0].startswith(f"Dog 1 ran and {HOSTILE} barked") and "written by endpoint" in text
         assert page.evaluate("window.fooled") is None
 

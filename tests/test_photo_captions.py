@@ -88,5 +88,5 @@ def test_stories_go_by_them(pipe, photos):
         result[weight] = pipe(photos[0], caption_picture=weight, **option)
         assert texts([result[weight].captions]) == texts(pipe.caption(photos[0], picture=weight))
     assert result[0.0].captions != result[2.0].captions
-    old = pipe(photos[0], recipe="neural-storyteller", beam_width=2, **option)
+    old = pipe(photos[0], writer="neural-storyteller", beam_width=2, **option)
     assert texts([old.captions]) == texts([result[0.0].captions])

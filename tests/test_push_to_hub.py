@@ -194,7 +194,7 @@ LOAD = """
         found[f"{name} bias"] = model.vocabulary.bias.sum().item()
     found["caption"] = pipeline("image-captioning", model="someone/tiny", trust_remote_code=True)(photo)
     told = pipeline("image-to-story", model="someone/whole", trust_remote_code=True)(photo, style="romance", seed=3)
-    found["story"] = told["story"]
+    found |= {"story": told["story"], "title": told["title"]}
     print(json.dumps(found))
 """
 
@@ -209,7 +209,7 @@ PARTS = """
                                           device_map={"captioner": "cpu"})
     found["local"] = again(photo, seed=3).story
     for name, options in {
-        "someone/nothing": {}, "someone/parts": {"revision": "v9"}, "someone/lost": {},
+        "someone/nothing": {}, "someone/parts": {"revision": "v9"}, "someone/lost": {}, "someone/mute": {},
         "someone/tiny": {"token": False}, "someone/whole": {"local_files_only": True},
     }.items():
         try:
@@ -263,18 +263,22 @@ def test_there_and_back(tmp_path):
         assert found["first bias"] == pytest.approx(before["vocabulary.bias"].sum().item(), abs=1e-4)
         assert found["main bias"] == pytest.approx(after["vocabulary.bias"].sum().item(), abs=1e-4)
         assert found["first"] != found["main"] and found["caption"][0]["generated_text"]
-        assert found["story"] == tiny_pipeline()(photo, style="romance", seed=3).story
+        expected = tiny_pipeline()(photo, style="romance", seed=3)
+        assert (found["story"], found["title"]) == (expected.story, expected.title)
 
         publish(hub, "someone/tiny-encoder", tmp_path / "tiny-encoder")
         publish(hub, "someone/tiny-decoder", tmp_path / "tiny-decoder")
+        publish(hub, "someone/tiny-storyteller", tmp_path / "tiny-storyteller")
         pipeline = tmp_path / "tiny-pipeline" / "pipeline.json"
         description = json.loads(pipeline.read_text())
         components = {"captioner": f"someone/tiny@{first}", "encoder": "someone/tiny-encoder"}
-        components["decoder"] = "someone/tiny-decoder"
+        components |= {part: f"someone/tiny-{part}" for part in ("decoder", "storyteller")}
         pipeline.write_text(json.dumps(description | {"components": components}))
         publish(hub, "someone/parts", tmp_path / "tiny-pipeline")
         pipeline.write_text(json.dumps(description | {"components": components | {"decoder": "someone/elsewhere"}}))
         publish(hub, "someone/lost", tmp_path / "tiny-pipeline")
+        pipeline.write_text(json.dumps(description | {"components": components | {"storyteller": "someone/gone"}}))
+        publish(hub, "someone/mute", tmp_path / "tiny-pipeline")
         (tmp_path / "away").mkdir()
         found = run(PARTS, tmp_path / "away", hub, package=True)
     expected = StoryPipeline.from_pretrained(local_parts(tmp_path, kept))(photo, seed=3).story
@@ -283,9 +287,10 @@ def test_there_and_back(tmp_path):
     assert "Cannot get the pipeline 'someone/nothing' from the Hub: there is none of that name" in said
     assert "it has no revision 'v9'" in said
     assert "Cannot get the decoder 'someone/elsewhere' from the Hub" in said
+    assert "Cannot get the storyteller 'someone/gone' from the Hub" in said
     assert "Cannot get the pipeline 'someone/tiny' from the Hub: there is none of that name, or it is private" in said
     assert "run `hf download someone/whole --revision main` once" in said
-    assert len(found) == 5 and not any("\n" in message for message in found.values())
+    assert len(found) == 6 and not any("\n" in message for message in found.values())
 
 
 def publish(hub, name, folder):
@@ -302,7 +307,7 @@ def local_parts(place, captioner):
     shutil.rmtree(place / "tiny-captioner")
     captioner.rename(place / "tiny-captioner")
     pipeline = place / "tiny-pipeline" / "pipeline.json"
-    components = {part: f"pictale/tiny-{part}" for part in ("captioner", "encoder", "decoder")}
+    components = {part: f"pictale/tiny-{part}" for part in ("captioner", "encoder", "decoder", "storyteller")}
     pipeline.write_text(json.dumps(json.loads(pipeline.read_text()) | {"components": components}))
     return place / "tiny-pipeline"
 
@@ -314,7 +319,10 @@ def test_save_pretrained_keeps_everything(tmp_path):
     pipe.save_pretrained(tmp_path / "saved")
     again = StoryPipeline.from_pretrained(shutil.move(tmp_path / "saved", tmp_path / "moved"))
     assert again.options == pipe.options and list(again.styles) == list(pipe.styles)
-    assert again(photo, seed=1).story == pipe(photo, seed=1).story
+    one, other = again(photo, seed=1), pipe(photo, seed=1)
+    assert (one.story, one.title) == (other.story, other.title)
+    placed = StoryPipeline.from_pretrained(tmp_path / "moved", device_map={"storyteller": "cpu", "captioner": "cpu"})
+    assert placed(photo, seed=1).story == other.story
     with pytest.raises(ModelFolderError, match="is a file"):
         pipe.save_pretrained(tmp_path / "moved" / "pipeline.json")
     with pytest.raises(ModelFolderError, match="not a Hub id"):

@@ -1,4 +1,4 @@
-"""Every score says what it should, and the total is their weighted sum."""
+"""Each of the five scores says what it should, and the total is their weighted sum."""
 
 import dataclasses
 
@@ -9,8 +9,7 @@ from modeling import StoryOptions
 from modeling.reranking import SMALL, Proposal, Ranking, Wish, weighted_sums
 from tests.tiny import tiny_encoder, tiny_styles, tiny_tokenizer
 
-VOCABULARY = tiny_tokenizer().get_vocab()
-AGAINST = ("repetition", "echo", "speech", "thread")
+SCORES = ("picture", "words", "style", "likelihood", "repetition")
 
 
 @pytest.fixture(scope="module")
@@ -27,28 +26,52 @@ def styles(encoder):
 
 @pytest.fixture
 def rank(encoder, styles):
-    def make(seen=None, style=1, **wish):
-        seen = np.ones(24, np.float32) if seen is None else seen
-        wish = Wish(seen, None if style is None else styles[style], **wish)
-        return Ranking(encoder, styles, styles[0], VOCABULARY, wish, StoryOptions())
+    def make(style=1, read=None, options=None, **wish):
+        wish = Wish(np.ones(24, np.float32), None if style is None else styles[style], **wish)
+        return Ranking(encoder, styles, wish, options or StoryOptions(), read)
 
     return make
 
 
-def propose(*texts, log_prob=-2.0, finished=True):
-    return [Proposal(text, log_prob, finished) for text in texts]
+def propose(*texts, log_prob=-2.0):
+    return [Proposal(text, log_prob) for text in texts]
 
 
 def scores(ranking, *texts, **kwargs):
     return [candidate.scores for candidate in ranking.score(propose(*texts, **kwargs))]
 
 
-def test_grounding_is_highest_for_what_was_seen(rank, encoder, styles):
-    texts = ["A dog sleeps.", "The red house.", "An old lady said."]
-    for i, text in enumerate(texts):
-        seen = encoder.encode([text])[0] - styles[1]
-        values = [row["grounding"] for row in scores(rank(seen=seen), *texts)]
-        assert np.argmax(values) == i and values[i] == pytest.approx(1, abs=1e-5)
+def read(sentences):
+    """A joint space of made-up vectors: what is said of dogs lies one way, of houses the other."""
+    return np.array([[float("dog" in s), float("house" in s)] for s in sentences]) + [0.1, 0.1]
+
+
+def test_each_candidate_has_all_five_scores_in_the_order_given(rank):
+    texts = ["A cat.", "A dog sleeps. It is old.", "No"]
+    candidates = rank(read=read, view=np.array([1.0, 0.0])).score(propose(*texts))
+    assert [c.text for c in candidates] == texts
+    assert all(tuple(c.scores) == SCORES for c in candidates)
+
+
+def test_picture_is_the_cosine_of_photo_and_passage(rank):
+    ranking = rank(read=read, view=np.array([1.0, 0.0]))
+    dog, house = (row["picture"] for row in scores(ranking, "A dog sleeps.", "The red house."))
+    assert dog == pytest.approx(1.1 / np.hypot(1.1, 0.1)) and house == pytest.approx(0.1 / np.hypot(1.1, 0.1))
+    ranking.keep(1, "The red house.")  # from now on of both sentences together
+    (both,) = scores(ranking, "A dog sleeps.")
+    assert both["picture"] == pytest.approx(1.2 / np.hypot(1.2, 1.2))
+    whole = scores(rank(read=read, view=np.array([1.0, 0.0])), "The red house. A dog sleeps.")[0]
+    assert both["picture"] == pytest.approx(whole["picture"])
+
+
+def test_without_a_photo_or_a_weight_for_it_nothing_is_read(rank):
+    def unread(sentences):
+        raise AssertionError("read")
+
+    view = np.array([1.0, 0.0])
+    assert scores(rank(read=unread), "A dog.")[0]["picture"] == 0
+    assert scores(rank(view=view), "A dog.")[0]["picture"] == 0
+    assert scores(rank(read=unread, view=view, options=StoryOptions(weight_picture=0)), "A dog.")[0]["picture"] == 0
 
 
 def test_words_count_in_any_form_and_over_the_whole_passage(rank):
@@ -63,85 +86,49 @@ def test_style_is_a_share_among_all_styles(rank, encoder, styles):
     text = ["A dog sleeps on the beach."]
     shares = [scores(rank(style=i), *text)[0]["style"] for i in range(3)]
     assert sum(shares) == pytest.approx(1, abs=1e-6)
-    nearest = np.argmax(
-        [
-            np.dot(encoder.encode(text)[0] - styles.mean(0), s - styles.mean(0)) / np.linalg.norm(s - styles.mean(0))
-            for s in styles
-        ]
-    )
-    assert np.argmax(shares) == nearest
+    middle = styles.mean(0)
+    towards = [np.dot(encoder.encode(text)[0] - middle, s - middle) / np.linalg.norm(s - middle) for s in styles]
+    assert np.argmax(shares) == np.argmax(towards)
     assert scores(rank(style=None), *text)[0]["style"] == 0
 
 
-def test_passages_are_scored_as_they_would_be(rank, encoder):
-    """Grounding and style of the second sentence are those of both together."""
+def test_a_blend_is_a_style_beside_all_others(rank, styles, encoder):
+    blend = styles[1:].mean(0)
+    ranking = Ranking(encoder, styles, Wish(np.ones(24, np.float32), blend), StoryOptions())
+    assert len(ranking.targets) == 4 and np.array_equal(ranking.targets[0], blend)
+    assert len(rank(style=2).targets) == 3  # a known one only once
+
+
+def test_the_style_of_a_passage_is_that_of_all_its_sentences(rank):
     ranking = rank()
     ranking.score(propose("A dog sleeps.", "A cat sleeps."))
     ranking.keep(1, "A cat sleeps.")
     second = scores(ranking, "The old lady said.")[0]
     whole = scores(rank(), "A cat sleeps. The old lady said.")[0]
-    for name in ("grounding", "style", "words"):
-        assert second[name] == pytest.approx(whole[name], abs=1e-5)
+    assert second["style"] == pytest.approx(whole["style"], abs=1e-5)
+    assert second["style"] != pytest.approx(scores(rank(), "The old lady said.")[0]["style"], abs=1e-5)
 
 
-def test_echo_counts_words_that_were_told_before_in_any_form(rank):
-    ranking = rank(before="The dogs ran.")
-    texts = ("A dog sleeps.", "The house, the red house.", "She said so.", "Dogs and dogs run.")
-    rows = scores(ranking, *texts)
-    assert [row["echo"] for row in rows] == pytest.approx([1 / 2, 1 / 3, 0, 1])
-
-
-def test_speech_is_what_stands_in_quotation_marks(rank):
-    said, silent = "“A dog,” she said.", "A dog slept."
-
-    def counted(ranking):
-        return [row["speech"] for row in scores(ranking, said, silent)]
-
-    assert counted(rank(before="The dogs ran.")) == [1, 0]
-    assert counted(rank(before="“A dog,” she said.")) == [1, 0]  # told since
-    assert counted(rank()) == counted(rank(before="She said: “A dog.” ")) == [2, 0]
-    ranking = rank(before="“No,” she said. The dogs ran.")
-    ranking.score(propose("She said: “A dog.”"))
-    ranking.keep(0, "She said: “A dog.”")
-    assert counted(ranking) == [2, 0]
-
-
-def test_only_a_story_must_not_begin_in_the_middle(rank):
-    texts = ("But the dog slept.", "The dog slept.")
-    assert [row["thread"] for row in scores(rank(), *texts)] == [1, 0]
-    assert [row["thread"] for row in scores(rank(before="The dogs ran."), *texts)] == [0, 0]
+def test_likelihood_is_the_writers_own(rank):
+    candidates = rank().score([Proposal("A dog sleeps.", -1.5), Proposal("A dog", -2.5)])
+    assert [c.scores["likelihood"] for c in candidates] == [-1.5, -2.5]
 
 
 def test_repetition_counts_what_was_told_before_or_twice(rank):
     ranking = rank(before="The old lady said no. The dog sleeps on the beach.")
-    rows = scores(
-        ranking, "The dog sleeps in the house.", "A cat runs in the sea.", "Dog dog dog dog dog.", "Two words."
-    )
+    texts = ("The dog sleeps in the house.", "A cat runs in the sea.", "Dog dog dog dog dog.", "Two words.")
+    rows = scores(ranking, *texts)
     assert [row["repetition"] for row in rows] == pytest.approx([(1 / 4 + 2 / 4) / 2, 0, (2 / 3 + 3 / 4) / 2, 0])
-
-
-def test_fluency_ending_and_length(rank):
-    whole, cut = rank().score([Proposal("A dog sleeps.", -1.5, True), Proposal("A dog", -2.5, False)])
-    assert (whole.scores["fluency"], cut.scores["fluency"]) == (-1.5, -2.5)
-    assert (whole.scores["ending"], cut.scores["ending"]) == (1, 0)
-    words = [4, 8, 30, 45, 60, 80]
-    values = [row["length"] for row in scores(rank(), *(" ".join(["dog"] * n) + "." for n in words))]
-    assert values == pytest.approx([0.5, 1, 1, 0.5, 0, 0])
-
-
-def test_the_thread_is_that_of_captions_and_story(rank):
-    ranking = rank(given=("A man sleeps.",), before="Gerald said no.")
-    assert [row["thread"] for row in scores(ranking, "He sleeps.", "She sleeps.", "Gerald and Edward ran.")] == [
-        0,
-        1,
-        1,
-    ]
+    ranking = rank()  # the passage itself counts, too
+    ranking.score(propose("The dog sleeps."))
+    ranking.keep(0, "The dog sleeps.")
+    assert scores(ranking, "The dog sleeps.")[0]["repetition"] == 1
 
 
 def test_the_total_is_the_weighted_sum(rank):
-    proposals = [*propose("The dog sleeps on the beach.", log_prob=-1), *propose("She", log_prob=-3, finished=False)]
-    ranking = rank(content=("dog",), given=("A man.",))
-    ranking.options = dataclasses.replace(ranking.options, weight_style=0.7, weight_thread=4.0)
+    proposals = [Proposal("The dog sleeps on the beach.", -1), Proposal("She said so so so so.", -3)]
+    options = StoryOptions(weight_style=0.7, weight_repetition=4.0, strength=1.5)
+    ranking = rank(content=("dog",), read=read, view=np.array([1.0, 0.0]), options=options)
     candidates = ranking.score(proposals)
     for candidate in candidates:
         total = 0.0
@@ -149,23 +136,38 @@ def test_the_total_is_the_weighted_sum(rank):
             column = np.array([c.scores[name] for c in candidates])
             if name in SMALL:
                 value = (value - column.mean()) / max(column.std(), SMALL[name])
-            total += value * getattr(ranking.options, f"weight_{name}") * (-1 if name in AGAINST else 1)
+            weight = getattr(options, f"weight_{name}") * (options.strength if name == "style" else 1)
+            total += value * weight * (-1 if name == "repetition" else 1)
         assert candidate.score == pytest.approx(total)
     assert candidates[0].score > candidates[1].score
 
 
-@pytest.mark.parametrize("name", ["grounding", "words", "style", "fluency", "ending", "length", *AGAINST])
+@pytest.mark.parametrize("name", SCORES)
 def test_a_weight_decides_for_its_score(name):
-    none = {f"weight_{n}": 0.0 for n in ("grounding", "words", "style", "fluency", "ending", "length", *AGAINST)}
-    options = StoryOptions(**{**none, f"weight_{name}": 1.0})
-    rows = [
-        {n: 0.1 * i for n in ("grounding", "words", "style", "fluency", "ending", "length", *AGAINST)}
-        for i in (1, 2, 3)
-    ]
-    totals = weighted_sums(rows, options)
-    assert np.argsort(totals).tolist() == ([2, 1, 0] if name in AGAINST else [0, 1, 2])
+    options = StoryOptions(**{f"weight_{n}": float(n == name) for n in SCORES})
+    rows = [{n: 0.1 * i for n in SCORES} for i in (1, 2, 3)]
+    order = np.argsort(weighted_sums(rows, options)).tolist()
+    assert order == ([2, 1, 0] if name == "repetition" else [0, 1, 2])
+
+
+def test_the_weight_of_the_style_grows_with_the_strength():
+    rows = [{"style": 0.3}, {"style": 0.5}]
+    sums = {s: weighted_sums(rows, StoryOptions(strength=s)) for s in (0.0, 1.0, 2.0)}
+    assert sums[0.0] == [0, 0] and sums[2.0] == pytest.approx(2 * np.array(sums[1.0]))
+
+
+def test_differences_too_small_to_matter_do_not():
+    """They are counted in `SMALL`, not in their own deviations."""
+    options = StoryOptions(weight_likelihood=1.0)
+    small, large = (weighted_sums([{"likelihood": -2.0}, {"likelihood": -2.0 - d}], options) for d in (0.001, 1.0))
+    assert small == pytest.approx([0.005, -0.005]) and large == pytest.approx([1, -1])
 
 
 def test_a_single_candidate_has_nothing_to_be_compared_with():
-    row = {"grounding": 0.3, "words": 0.5, "style": 0.2, "fluency": -3.0}
+    row = {"picture": 0.3, "words": 0.5, "style": 0.2, "likelihood": -3.0}
     assert weighted_sums([row], StoryOptions()) == [0.0]
+
+
+def test_every_score_has_a_weight_among_the_options():
+    weights = {f.name.removeprefix("weight_") for f in dataclasses.fields(StoryOptions) if f.name.startswith("weight_")}
+    assert weights == set(SCORES)

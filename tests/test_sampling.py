@@ -1,120 +1,13 @@
-"""The sampling loop draws what it should, from its own generator, whole or sentence by sentence."""
-
-import dataclasses
+"""Words are drawn as the options say, from a generator of one's own, and what was written or shown is barred."""
 
 import pytest
 import torch
 
-import modeling.sampling
-from modeling.modeling_story_decoder import StoryConditionOutput
-from modeling.sampling import (
-    SamplingOptions,
-    SentenceMarks,
-    bar_repeats,
-    begin,
-    draw,
-    sample_passages,
-    sample_sentences,
-)
-from tests.tiny import tiny_decoder, tiny_tokenizer
-
-END = 2
-
-
-@pytest.fixture(scope="module")
-def decoder():
-    return tiny_decoder()
-
-
-@pytest.fixture(scope="module")
-def conditions(decoder):
-    torch.manual_seed(3)
-    return decoder.conditions(torch.nn.functional.normalize(torch.randn(1, 24), dim=-1), None, torch.tensor([[5, 9]]))
-
-
-@pytest.fixture(scope="module")
-def marks():
-    words = tiny_tokenizer().get_vocab()
-    return SentenceMarks((words["."], words["!"]), words["“"], words["”"])
+from modeling.sampling import SamplingOptions, bar_copies, bar_repeats, draw, runs_of
 
 
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
-
-
-def sample(decoder, conditions, seed=0, count=4, **options):
-    options = SamplingOptions(max_new_tokens=12, **options)
-    return sample_passages(decoder, conditions, count, generator(seed), options).sequences
-
-
-def test_without_warmth_it_is_greedy_search(decoder, conditions):
-    expected = decoder.generate(encoder_outputs=conditions, do_sample=False, max_new_tokens=12)
-    out = sample(decoder, conditions, temperature=1e-6, count=3)
-    assert all(torch.equal(row[: expected.size(1)], expected[0]) for row in out)
-
-
-@pytest.fixture(scope="module")
-def two_conditions(decoder, conditions):
-    """Those that are wanted, and those of another thought without words."""
-    torch.manual_seed(4)
-    other = decoder.conditions(torch.nn.functional.normalize(torch.randn(1, 24), dim=-1), None, torch.tensor([[0, 0]]))
-    pairs = zip(conditions.to_tuple(), other.to_tuple(), strict=True)
-    return StoryConditionOutput(*(torch.cat(pair) for pair in pairs))
-
-
-def test_guidance_leads_away_from_the_second_conditions(decoder, conditions, two_conditions):
-    ids = torch.tensor([[1]])
-    away = StoryConditionOutput(*(part[1:] for part in two_conditions.to_tuple()))
-    for _ in range(6):
-        wanted, unwanted = (decoder(encoder_outputs=c, decoder_input_ids=ids).logits[:, -1] for c in (conditions, away))
-        guided = unwanted + 2.5 * (wanted - unwanted)
-        guided[:, [0, END, 3, *ids[0].tolist()]] = -torch.inf  # what cannot be written, and what was
-        ids = torch.cat([ids, guided.argmax(-1, keepdim=True)], 1)
-    options = SamplingOptions(
-        temperature=1e-6, guidance=2.5, max_new_tokens=6, min_new_tokens=6, no_repeat_ngram_size=1
-    )
-    found = sample_passages(decoder, two_conditions, 3, generator(), options)
-    assert all(torch.equal(row, ids[0]) for row in found.sequences)
-    torch.testing.assert_close(found.log_probs[:1], decoder.score(conditions, ids))
-    plain = dataclasses.replace(options, guidance=1.0)
-    assert not torch.equal(found.sequences, sample_passages(decoder, conditions, 3, generator(), plain).sequences)
-    same = [sample_passages(decoder, c, 3, generator(), plain).sequences for c in (conditions, two_conditions)]
-    assert torch.equal(*same)
-
-
-def test_a_guided_passage_goes_on_from_a_row(decoder, two_conditions, marks):
-    options = SamplingOptions(temperature=2.0, max_sentence_tokens=9, guidance=1.5)
-    found = sample_sentences(decoder, two_conditions, 8, generator(), options, marks)
-    for row in range(8):
-        draft = found.draft(row, pad_id=0)
-        assert draft.state.shape[1] == 2
-        torch.testing.assert_close(draft.state, begin(decoder, two_conditions, draft.written).state, rtol=0, atol=1e-5)
-
-
-def test_a_seed_means_the_same_whatever_else_is_drawn(decoder, conditions):
-    torch.manual_seed(1)
-    first = sample(decoder, conditions, seed=5)
-    torch.manual_seed(2)
-    assert torch.equal(first, sample(decoder, conditions, seed=5))
-    assert not torch.equal(first, sample(decoder, conditions, seed=6))
-
-
-def test_lengths_and_endings(decoder, conditions):
-    found = sample_passages(
-        decoder, conditions, 30, generator(), SamplingOptions(max_new_tokens=12, min_new_tokens=4, temperature=3.0)
-    )
-    for row, finished in zip(found.sequences.tolist(), found.finished.tolist(), strict=True):
-        words = row[1:]
-        assert END not in words[:4] and finished == (END in words)
-        if END in words:
-            assert set(words[words.index(END) + 1 :]) <= {0}
-    assert not torch.isin(found.sequences[:, 1:], torch.tensor([1, 3])).any()
-
-
-def test_log_probs_are_the_models_own(decoder, conditions):
-    options = SamplingOptions(max_new_tokens=12, temperature=2.0, presence_penalty=1.5, no_repeat_ngram_size=2)
-    found = sample_passages(decoder, conditions, 6, generator(), options)
-    torch.testing.assert_close(found.log_probs, decoder.score(conditions, found.sequences), rtol=0, atol=1e-4)
 
 
 def test_drawing_follows_the_probabilities():
@@ -122,17 +15,42 @@ def test_drawing_follows_the_probabilities():
     rows = probabilities.log().expand(20000, 4)
 
     def shares(**options):
-        ids = draw(rows, generator(), SamplingOptions(temperature=1.0, **options))
+        ids = draw(rows, generator(), SamplingOptions(**{"temperature": 1.0, "top_p": 1.0} | options))
         return torch.bincount(ids, minlength=4) / len(ids)
 
-    torch.testing.assert_close(shares(top_p=1.0), probabilities, atol=0.015, rtol=0)
+    torch.testing.assert_close(shares(), probabilities, atol=0.015, rtol=0)
     # the fewest words that reach 0.7 are the first two
     torch.testing.assert_close(shares(top_p=0.7), torch.tensor([0.625, 0.375, 0, 0]), atol=0.015, rtol=0)
-    torch.testing.assert_close(shares(top_p=1.0, top_k=1), torch.tensor([1.0, 0, 0, 0]))
+    torch.testing.assert_close(shares(top_k=1), torch.tensor([1.0, 0, 0, 0]))
     # a quarter of the most probable word's 0.5 leaves three
     expected = torch.tensor([0.5, 0.3, 0.15, 0]) / 0.95
-    torch.testing.assert_close(shares(top_p=1.0, min_p=0.25), expected, atol=0.015, rtol=0)
-    torch.testing.assert_close(shares(top_p=1.0, min_p=1.0), torch.tensor([1.0, 0, 0, 0]))
+    torch.testing.assert_close(shares(min_p=0.25), expected, atol=0.015, rtol=0)
+    torch.testing.assert_close(shares(min_p=1.0), torch.tensor([1.0, 0, 0, 0]))
+
+
+def test_temperature_sharpens_and_flattens():
+    rows = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().expand(20000, 4)
+    for temperature in (0.5, 2.0):
+        ids = draw(rows, generator(), SamplingOptions(temperature=temperature, top_p=1.0))
+        expected = (rows[0] / temperature).softmax(-1)
+        torch.testing.assert_close(torch.bincount(ids, minlength=4) / len(ids), expected, atol=0.015, rtol=0)
+    assert set(draw(rows, generator(), SamplingOptions(temperature=1e-6)).tolist()) == {0}
+
+
+def test_a_seed_means_the_same_whatever_else_is_drawn():
+    rows = torch.randn(50, 30, generator=generator(7)).log_softmax(-1)
+    torch.manual_seed(1)
+    first = draw(rows, generator(5), SamplingOptions(temperature=2.0))
+    torch.manual_seed(2)
+    assert torch.equal(first, draw(rows, generator(5), SamplingOptions(temperature=2.0)))
+    assert not torch.equal(first, draw(rows, generator(6), SamplingOptions(temperature=2.0)))
+
+
+def test_a_barred_word_is_never_drawn():
+    rows = torch.zeros(1000, 4)
+    rows[:, 2] = -torch.inf
+    ids = draw(rows.log_softmax(-1), generator(), SamplingOptions(temperature=1.0, top_p=1.0))
+    assert set(ids.tolist()) == {0, 1, 3}
 
 
 def test_repeats_are_barred():
@@ -142,100 +60,25 @@ def test_repeats_are_barred():
     assert not log_probs[1].isinf().any()
 
 
-def test_no_ngram_is_written_twice(decoder, conditions):
-    options = SamplingOptions(max_new_tokens=25, no_repeat_ngram_size=2, temperature=0.5, min_new_tokens=20)
-    out = sample_passages(decoder, conditions, 5, generator(), options).sequences
-    for row in out.tolist():
-        row = [i for i in row if i != 0]
-        pairs = list(zip(row, row[1:], strict=False))
-        assert len(pairs) == len(set(pairs))
+@pytest.mark.parametrize(("ids", "size"), [([5, 6, 5, 6], 0), ([5, 6], 3), ([], 2)])
+def test_nothing_is_barred_where_nothing_can_repeat(ids, size):
+    log_probs = torch.zeros(1, 10)
+    bar_repeats(log_probs, torch.tensor([ids], dtype=torch.long), size)
+    assert not log_probs.isinf().any()
 
 
-def test_the_presence_penalty_makes_repeats_rarer_where_it_holds(decoder, conditions):
-    def repeats(penalty, penalized=None):
-        options = SamplingOptions(max_new_tokens=12, min_new_tokens=12, presence_penalty=penalty)
-        out = sample_passages(decoder, conditions, 60, generator(), options, penalized).sequences
-        return sum(len(row) - len(set(row)) for row in out.tolist())
-
-    assert repeats(3.0) < repeats(0.0)
-    assert repeats(3.0, torch.zeros(decoder.config.vocab_size)) == repeats(0.0)
-
-
-# -- sentence by sentence ----------------------------------------------------------------------------------------------
-def test_where_sentences_end(marks):
-    stop, opening, closing, word = marks.stops[0], marks.opening, marks.closing, 99
-    assert marks.ends([word, stop, word]) == [2]
-    # “ a . ” b .   a stop within a quotation ends nothing, the mark after it does
-    assert marks.ends([opening, word, stop, word, stop, closing, word, stop]) == [6, 8]
-    assert marks.ends([opening, word, closing, word, stop]) == [5]
-    assert marks.ends([opening, word, stop]) == []
+def test_no_run_of_a_text_is_completed():
+    """A word is barred where it, and the two before it, stand in the text in this order."""
+    runs = runs_of([4, 5, 6, 4, 5, 7], 3)
+    assert runs == {(4, 5): [6, 7], (5, 6): [4], (6, 4): [5]}
+    log_probs = torch.zeros(4, 10)
+    bar_copies(log_probs, torch.tensor([[9, 4, 5], [9, 5, 6], [4, 5, 9], [9, 9, 9]]), runs)
+    barred = [row.isinf().nonzero().flatten().tolist() for row in log_probs]
+    assert barred == [[6, 7], [4], [], []]
+    bar_copies(log_probs, torch.tensor([[4], [4], [4], [4]]), runs)  # too little was written
+    bar_copies(log_probs, torch.tensor([[4, 5]] * 4), {})
+    assert [row.isinf().nonzero().flatten().tolist() for row in log_probs] == barred
 
 
-def test_sentences_end_where_sentences_end(decoder, conditions, marks):
-    options = SamplingOptions(temperature=2.0, max_sentence_tokens=9, max_new_tokens=70)
-    found = sample_sentences(decoder, conditions, 40, generator(), options, marks)
-    assert 0 < found.finished.sum() < 30
-    for row, finished in zip(found.sequences.tolist(), found.finished.tolist(), strict=True):
-        ids = [i for i in row[1:] if i != 0]
-        assert END not in ids
-        assert marks.ends(ids) == ([len(ids)] if finished else [])
-        assert finished or len(ids) == 9
-
-
-def test_the_last_quarter_is_not_waited_for(decoder, conditions, marks, monkeypatch):
-    def over(sequences, start, marks):  # each time the first of those that go on: row r is over after r + 1 words
-        return torch.arange(len(sequences)) == 0
-
-    monkeypatch.setattr(modeling.sampling, "_sentence_over", over)
-    options = SamplingOptions(max_sentence_tokens=90, max_new_tokens=90)
-    found = sample_sentences(decoder, conditions, 40, generator(), options, marks)
-    assert found.finished.tolist() == [True] * 30 + [False] * 10
-    assert [sum(i != 0 for i in found.new_ids(row)) for row in range(40)] == [*range(1, 31), *[30] * 10]
-    alone = sample_sentences(decoder, conditions, 3, generator(), options, marks)  # a quarter of three is nobody
-    assert alone.finished.all()
-
-
-def test_going_on_from_a_row_is_as_if_it_had_been_written_alone(decoder, conditions, marks):
-    options = SamplingOptions(temperature=2.0, max_sentence_tokens=9)
-    found = sample_sentences(decoder, conditions, 8, generator(), options, marks)
-    greedy = SamplingOptions(temperature=1e-6, max_new_tokens=25)
-    for row in range(8):
-        draft = found.draft(row, pad_id=0)
-        assert draft.written == [i for i in found.new_ids(row) if i != 0]
-        fresh = begin(decoder, conditions, draft.written)
-        torch.testing.assert_close(draft.state, fresh.state, rtol=0, atol=1e-5)
-        on = sample_passages(decoder, conditions, 1, generator(), greedy, start=draft)
-        again = sample_passages(
-            decoder, conditions, 1, generator(), greedy, start=dataclasses.replace(fresh, context=0)
-        )
-        assert torch.equal(on.sequences, again.sequences)
-
-
-def test_a_passage_ends_where_the_decoder_ends_it_but_not_too_early(conditions, marks):
-    decoder = tiny_decoder()
-    with torch.no_grad():
-        decoder.words.head_bias[END] += 12
-    start = begin(decoder, conditions, [6, 7, marks.stops[0]])
-    start = dataclasses.replace(start, context=0)
-
-    def declined(**options):
-        found = [
-            sample_sentences(decoder, conditions, 2, generator(seed), SamplingOptions(**options), marks, start=start)
-            for seed in range(40)
-        ]
-        return sum(f is None for f in found) / len(found)
-
-    output = decoder(decoder_input_ids=start.ids[None], encoder_outputs=conditions).logits[0, -1]
-    expected = float(output[END].detach().exp())
-    assert 0.3 < expected < 0.7
-    assert declined(temperature=1.0, top_p=1.0) == pytest.approx(expected, abs=0.2)
-    assert declined(temperature=1.0, top_p=1.0, min_new_tokens=4) == 0
-    # what was only read does not count as written
-    empty = dataclasses.replace(start, context=3)
-    assert sample_sentences(decoder, conditions, 2, generator(), SamplingOptions(), marks, start=empty) is not None
-
-
-def test_options_are_a_part_of_the_story_options():
-    from modeling import StoryOptions
-
-    assert {f.name for f in dataclasses.fields(SamplingOptions)} <= {f.name for f in dataclasses.fields(StoryOptions)}
+def test_a_text_shorter_than_a_run_has_none():
+    assert runs_of([1, 2], 3) == {} and runs_of([], 6) == {}

@@ -27,7 +27,9 @@ def cases():
 
 
 @pytest.mark.parametrize("code", list(cases()))
-def test_a_snippet_runs(code, example_photos, tmp_path, monkeypatch, capsys):
+def test_a_snippet_runs(code, example_photos, tmp_path, monkeypatch, capsys, request):
+    if "pictale-default" in code or "StoryPipeline" in code:
+        request.getfixturevalue("shipped_storyteller")
     for extra in re.findall(r"(?m)^from (sklearn|onnxruntime)", code):
         pytest.importorskip(extra, reason=f"{extra} is not installed, which this snippet is about")
     (tmp_path / "hub_configs").symlink_to(REPOSITORY / "hub_configs")

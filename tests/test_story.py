@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from modeling import Caption, Passage, PictaleError, Story, StoryError, StoryPhoto
+from modeling import Caption, Passage, PictaleError, Source, Story, StoryError, StoryPhoto
 from modeling.story import MAX_FILE_BYTES, MAX_TEXT, Step
 
 
@@ -15,8 +15,11 @@ def image(seed: int = 0) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (300, 400, 3), dtype=np.uint8))
 
 
+DRACULA = Source("Dracula", "Bram Stoker", 1897)
+
+
 def told(text: str, **changes) -> Passage:
-    settings = {"origin": "story", "style": "romance", "seed": 1, "content_words": ("dog",), "scores": {"words": 0.5}}
+    settings = {"origin": "story", "style": "romance", "seed": 1, "scores": {"words": 0.5}}
     return Passage(text, **{**settings, **changes})
 
 
@@ -25,7 +28,9 @@ def story() -> Story:
     photo = StoryPhoto.of(
         image(), [Caption("A dog runs.", -0.5, ("a", "dog", "runs")), Caption("A *cat*.", -1.0)], "a.jpg"
     )
-    story = Story().add(Step((photo,), (told("The dog ran, and ran.", origin="photo", photo=0),)))
+    story = Story().add(
+        Step((photo,), (told("The dog ran, and ran.", origin="photo", photo=0, title="The Dog", follows=(DRACULA,)),))
+    )
     story = story.add(Step(passages=(Passage('Then  "he"\nleft <b>.', "user"), told("He was gone.", lyrics=True))))
     return story.edit(0, "  The dog, it ran. ")
 
@@ -90,6 +95,28 @@ def test_json_keeps_everything(story, tmp_path):
         assert again == story
 
 
+def test_a_story_has_the_title_that_its_writer_gave_it(story):
+    assert story.title == "The Dog" and story.undo().undo().undo().title == Story().title == ""
+    later = Story((Step(passages=(told("A."), told("B.", title="So"), told("C.", title="No"))),))
+    assert later.title == "So"
+    assert Story((Step(passages=(told("A.", title="*So* <b>"),)),)).to_markdown().startswith("# \\*So\\* \\<b\\>\n")
+
+
+def test_files_of_the_first_edition_are_read(story):
+    """They had no titles, nor pages that were followed, and named the words that a passage took up."""
+    record = json.loads(story.to_json())
+    for step in record["steps"]:
+        for passage in step.get("passages", ()):
+            for name in ("title", "follows"):
+                passage.pop(name, None)
+            passage |= {"content_words": ["dog"], "writer": "decoder"}
+    del record["steps"][1]["passages"][0]["writer"]
+    old = Story.from_json(json.dumps(record))
+    assert old.text == story.text and old.title == ""
+    assert {passage.writer for passage in old.passages} == {"storyteller"} and not any(p.follows for p in old.passages)
+    assert Story.from_json(old.to_json()) == old
+
+
 def test_the_same_photo_has_the_same_digest_and_a_small_thumbnail(tmp_path):
     import io
 
@@ -106,7 +133,8 @@ def test_the_same_photo_has_the_same_digest_and_a_small_thumbnail(tmp_path):
 
 def test_markdown_is_for_reading(story):
     text = story.to_markdown()
-    assert text.startswith("![A dog runs.](data:image/jpeg;base64,")
+    assert text.startswith("# The Dog\n\n![A dog runs.](data:image/jpeg;base64,")
+    assert "\n\n— in the manner of Dracula, Bram Stoker (1897)\n\n" in text
     assert "left \\<b\\>." in text and "romance, seed 1" in text
     assert text.count("data:image") == 1
     bare = Story((Step((StoryPhoto((Caption("A *cat*.", 0.0),), "0" * 64),), (told("1. One\n- two", photo=0),)),))
@@ -146,6 +174,10 @@ def spoil(record, path, value):
         pytest.param(["steps", 0, "passages", 0, "text"], "half \ud83d", "text", id="half a character"),
         (["steps", 0, "passages", 0, "origin"], "machine", "origin"),
         (["steps", 0, "passages", 0, "scores"], {"a": "b"}, "damaged"),
+        (["steps", 0, "passages", 0, "title"], 5, "title"),
+        (["steps", 0, "passages", 0, "follows"], "Dracula", "follows"),
+        (["steps", 0, "passages", 0, "follows"], [{"title": "Dracula"}], "author"),
+        (["steps", 0, "passages", 0, "writer"], ["storyteller"], "writer"),
         (["steps", 2, "edit", "passage"], 3, "edits a passage"),
         (["steps", 2, "edit", "passage"], -1, "edits a passage"),
         (["steps", 2, "edit", "text"], "", "empty"),

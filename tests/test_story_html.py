@@ -1,6 +1,7 @@
 """Stories as HTML, how they came about, many photos at once, and the text of books."""
 
 import csv
+import dataclasses
 import io
 import zipfile
 from html.parser import HTMLParser
@@ -9,10 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from modeling import Caption, ImageError, PictaleError, StoryError, StyleError, load_image
+from modeling import Caption, ImageError, Passage, PictaleError, Story, StoryError, StyleError, load_image
 from modeling.batch import BatchRow, rows_html, rows_to_csv, tell_many
 from modeling.book_text import read_book
 from modeling.look_closer import caption_table, where_in_words, why_this_story, word_strip
+from modeling.story import Step
 from modeling.story_html import origin_in_words, story_html, story_page, style_in_words
 from modeling.visit import MAX_EARLIER, Seen, Visit, Wishes, add_style, find_style
 from tests.fakes import FakePipeline, fake_style
@@ -57,7 +59,8 @@ def test_a_page_holds_the_story_its_photos_and_no_markup_of_others(pipe, seen):
     assert "script" not in tags.tags and "b" not in tags.tags
     assert tags.letters.count(HOSTILE) >= 4  # two headings, caption, own sentence
     assert tags.tags.count("img") == 1 and tags.tags.count("section") == 3
-    assert "Horror at strength 1.5 · seed 3" in tags.letters
+    assert "Horror at strength 1.5 · seed 3 · in the manner of The Book, A. Writer (1900)" in tags.letters
+    assert Tags(story_page(visit.story)).letters.count("Title 3") == 2  # its own, where none is given
     assert len(story_page(visit.story)) < len(page)  # without the photo its thumbnail takes its place
     assert story_page(visit.story, ["gone.jpg"], title=HOSTILE) == story_page(visit.story, title=HOSTILE)
 
@@ -65,7 +68,7 @@ def test_a_page_holds_the_story_its_photos_and_no_markup_of_others(pipe, seen):
 def test_the_markup_of_a_growing_story_only_grows(pipe, seen):
     pages = [story_html(visit.story) for visit in Visit().tell(pipe, Wishes("horror", seed=3), seen, {})]
     written = [page for page in pages if "passage" in page]
-    assert len(written) > 3
+    assert len(written) > 3 and all("<h3>Title 3</h3>" in page and "The Book" in page for page in written)
     assert all(later.startswith(earlier) for earlier, later in zip(written, written[1:], strict=False))
 
 
@@ -102,6 +105,29 @@ def test_visit_steps_and_undo(pipe, seen):
     for bad in (Wishes("horror", seed="seven"), Wishes("horror", length="Endless"), Wishes("western")):
         with pytest.raises(PictaleError):
             last(Visit().tell(pipe, bad, seen, {}))
+
+
+def test_a_title_is_letters():
+    story = Story((Step(passages=(Passage("So.", "story", title=HOSTILE),)),))
+    for page in (story_html(story), story_page(story)):
+        assert "script" not in Tags(page).tags and HOSTILE in Tags(page).letters
+    assert "<h3>" not in story_html(Story((Step(passages=(Passage("So.", "story"),)),)))
+
+
+def test_a_blend_of_own_styles_has_the_pages_of_all(pipe):
+    def with_pages(name, *pages):
+        return dataclasses.replace(fake_style(name), pages=pages, page_vectors=np.ones((len(pages), 4), np.float16))
+
+    own = {"aunt": with_pages("aunt", "One.", "Two."), "uncle": with_pages("uncle", "Three."), "cat": fake_style("cat")}
+    for blend, pages in (
+        ("aunt", ("One.", "Two.")),
+        ("aunt:0.5,uncle:0.5", ("One.", "Two.", "Three.")),
+        ("cat:0.5,uncle:0.5", ("Three.",)),
+        ("horror:0.5,uncle:0.5", ("Three.",)),
+    ):
+        style = find_style(pipe, blend, own)
+        assert style.pages == pages and style.page_vectors.shape == (len(pages), 4) and style.name == blend
+    assert find_style(pipe, "cat:0.5,horror:0.5", own).page_vectors is None
 
 
 def test_own_styles_never_reach_the_pipeline(pipe):

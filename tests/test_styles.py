@@ -1,5 +1,6 @@
 """Styles: made from text, stored whole, refused where they do not belong, blended linearly."""
 
+import bz2
 import dataclasses
 
 import numpy as np
@@ -10,7 +11,7 @@ from safetensors.numpy import save_file
 
 from modeling import PictaleSkipThoughtsEncoder, Style, StyleError, make_style
 from modeling.fingerprints import encoder_fingerprint
-from modeling.styles import MINIMUM_PASSAGES, encode_passages, parse_style, shift_style, split_passages
+from modeling.styles import MINIMUM_PASSAGES, PAGE_WORDS, encode_passages, parse_style, shift_style, split_passages
 from tests.tiny import BOOK, tiny_encoder, tiny_pipeline, tiny_styles, tiny_tokenizer
 
 
@@ -64,6 +65,76 @@ def test_save_and_load_keep_everything(tmp_path, known):
         style.filter,
     )
     assert [p.name for p in tmp_path.iterdir()] == ["romance.safetensors"]
+
+
+# -- pages ------------------------------------------------------------------------------------------------------------
+LONG = "\n\n".join(
+    " ".join(
+        [f"The old lady of the {colour} house said\n“no” to the dog in the sea and the cat at {hour} o'clock."] * 2
+    )
+    for colour in ("red", "blue", "green", "white", "black")
+    for hour in ("one", "two", "three", "four", "five")
+)
+
+
+def test_a_style_keeps_pages_of_its_text_with_their_thoughts(encoder):
+    style = make_style(LONG, "mine", encoder)
+    assert len(style.pages) == style.passages == 25
+    for page, passage in zip(style.pages, split_passages(LONG), strict=True):
+        assert page == " ".join(" ".join(passage).split()) and "\n" not in page
+        assert PAGE_WORDS[0] <= len(page.split()) <= PAGE_WORDS[1]
+    assert style.page_vectors.dtype == np.float16
+    np.testing.assert_allclose(style.page_vectors, encode_passages(encoder, split_passages(LONG)), atol=1e-3)
+
+
+def test_so_many_pages_as_wished_evenly_from_the_book(encoder):
+    whole, few = make_style(LONG, "mine", encoder), make_style(LONG, "mine", encoder, pages=5)
+    assert few.pages == whole.pages[::5] and few.page_vectors.shape == (5, 24)
+    none = make_style(LONG, "mine", encoder, pages=0)
+    assert none.pages == () and none.page_vectors is None
+    for style in (few, none):
+        np.testing.assert_array_equal(style.vector, whole.vector)
+    assert make_style(BOOK, "mine", encoder).pages == ()  # its passages are too short to show a manner
+
+
+def test_pages_are_saved_and_files_without_any_are_read(tmp_path, encoder, known):
+    style = make_style(LONG, "mine", encoder)
+    style.save(tmp_path / "mine.safetensors")
+    again = Style.load(tmp_path / "mine.safetensors")
+    assert again.pages == style.pages and again.pages[0].count("“") == 2
+    np.testing.assert_array_equal(again.page_vectors, style.page_vectors)
+    known["romance"].save(tmp_path / "old.safetensors")  # as the first edition wrote it
+    with safe_open(tmp_path / "old.safetensors", framework="np") as file:
+        assert list(file.keys()) == ["vector"]
+    old = Style.load(tmp_path / "old.safetensors")
+    assert old.pages == () and old.page_vectors is None
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"pages": np.frombuffer(b"no bz2", np.uint8)},
+        {"pages": np.frombuffer(bz2.compress(b"One page."), np.uint8)},  # of two vectors
+        {"pages": np.frombuffer(bz2.compress(b"\xff\nTwo."), np.uint8)},
+        {"pages": np.frombuffer(bz2.compress(b"One.\nTwo.")[:-6], np.uint8)},
+        {"pages": np.frombuffer(bz2.compress(b"a" * 2_000_000), np.uint8)},  # a small file that fills the memory
+        {"page_vectors": np.full((2, 24), np.nan, np.float16)},
+        {"page_vectors": np.ones((2, 3), np.float16)},
+        {"page_vectors": None},
+    ],
+)
+def test_pages_that_are_none_are_one_sentence(tmp_path, known, arrays):
+    path = tmp_path / "style.safetensors"
+    pages = {"pages": ("One.", "Two."), "page_vectors": np.ones((2, 24), np.float16)}
+    dataclasses.replace(known["romance"], **pages).save(path)
+    assert Style.load(path).pages == ("One.", "Two.")
+    with safe_open(path, framework="np") as file:
+        found, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    found = {name: array for name, array in (found | arrays).items() if array is not None}
+    save_file({name: np.ascontiguousarray(array) for name, array in found.items()}, path, metadata)
+    with pytest.raises(StyleError, match="is damaged") as error:
+        Style.load(path)
+    assert "\n" not in str(error.value)
 
 
 def test_broken_files_are_one_sentence(tmp_path, known):
@@ -151,7 +222,8 @@ def test_bad_styles_are_one_sentence(known, style):
 def test_the_shift():
     x, c, b = (np.full(3, v, dtype=np.float32) for v in (5, 2, 7))
     np.testing.assert_allclose(shift_style(x, c, b, 0.5), 5 - 2 + 0.5 * 7)
-    np.testing.assert_allclose(shift_style(x, c, b, 0.5, 2, 0.1), 0.1 * (5 - 2 * 2) + 0.5 * 7, rtol=1e-6)
+    np.testing.assert_allclose(shift_style(x, c, b), 5 - 2 + 7)
+    assert shift_style(x.astype(np.float64), c, b).dtype == np.float32
 
 
 def test_the_command_line_makes_a_style_from_files(tmp_path, encoder, capsys, monkeypatch):

@@ -8,9 +8,9 @@ import sys
 import pytest
 from PIL import Image
 
-from modeling import Story, Style
+from modeling import Source, Story, Style
 from modeling.__main__ import main
-from modeling.text import lyric_lines
+from modeling.style_pages import Page, StylePages
 from tests.conftest import REPOSITORY
 from tests.tiny import save_tiny_pipeline
 
@@ -35,15 +35,16 @@ def test_json_is_one_object_a_line(model, photos, capsys):
     records = [json.loads(line) for line in lines]
     assert [r["photo"] for r in records] == photos
     for record in records:
-        assert list(record) == ["photo", "captions", "style", "seed", "story"]
-        assert record["style"] == "horror" and record["seed"] == 3 and record["story"]
+        assert list(record) == ["photo", "captions", "style", "seed", "title", "story"]
+        assert record["style"] == "horror" and record["seed"] == 3 and record["story"] and record["title"]
         assert set(record["captions"][0]) == {"text", "score", "remembered"}
 
 
 def test_people_read_captions_and_story_on_stdout_and_progress_on_stderr(model, photos, capsys):
     assert main([photos[0], "--model", model, "--style", "romance", "--seed", "1"]) == 0
     captured = capsys.readouterr()
-    assert "(romance, seed 1)" in captured.out
+    title = run(capsys, photos[0], "--model", model, "--style", "romance", "--seed", "1")["title"]
+    assert "(romance, seed 1)" in captured.out and f"\n{title}\n\n" in captured.out
     assert "[1/1]" in captured.err and "[1/1]" not in captured.out
 
 
@@ -87,18 +88,35 @@ def test_one_story_is_kept_and_gone_on_with(model, photos, tmp_path, capsys):
 def test_how_it_is_written(model, photos, capsys):
     settings = [photos[0], "--model", model, "--style", "romance", "--seed", "5"]
     plain = run(capsys, *settings)
-    assert run(capsys, *settings, "--lyrics")["story"] == lyric_lines(plain["story"])
-    assert len(run(capsys, *settings, "--passages", "4")["story"]) > len(plain["story"])
-    recipe = [*settings, "--recipe", "neural-storyteller", "--beam-width", "2", "--num-captions", "5"]
-    assert len(run(capsys, *recipe)["captions"]) == 5
+    assert "\n" in run(capsys, *settings, "--lyrics")["story"] and "\n" not in plain["story"]
+    long = run(capsys, *settings, "--length", "long", "--candidates", "1")["story"]
+    assert len(long.split()) > 2 * len(plain["story"].split())
+    recipe = [*settings, "--writer", "neural-storyteller", "--beam-width", "2", "--num-captions", "5"]
+    old = run(capsys, *recipe)
+    assert len(old["captions"]) == 5 and old["title"] == ""
+
+
+def test_the_book_whose_manner_it_has_is_named(model, photos, tmp_path, capsys, monkeypatch):
+    source = Source("Kim", "Rudyard Kipling", 1901)
+    monkeypatch.setattr(StylePages, "__call__", lambda self, task: Page("He ran. He stood.", source))
+    settings = [photos[0], "--model", model, "--style", "romance", "--seed", "5"]
+    follows = [{"title": "Kim", "author": "Rudyard Kipling", "year": 1901}]
+    assert run(capsys, *settings)["follows"] == follows
+    assert run(capsys, *settings, "--one-story")["follows"] == follows
+    assert main(settings) == 0
+    assert "\n— in the manner of Kim, Rudyard Kipling (1901)\n" in capsys.readouterr().out
 
 
 def test_a_style_file_of_ones_own(model, photos, tmp_path, capsys):
     style = Style.load(f"{model}/styles/horror.safetensors")
     dataclasses.replace(style, name="mine").save(tmp_path / "mine.safetensors")
     settings = [photos[0], "--model", model, "--seed", "5"]
-    mine = run(capsys, *settings, "--style-file", str(tmp_path / "mine.safetensors"))
-    assert mine["style"] == "mine" and mine["story"] == run(capsys, *settings, "--style", "horror")["story"]
+    file = ["--style-file", str(tmp_path / "mine.safetensors")]
+    mine = run(capsys, *settings, *file)
+    assert mine["style"] == "mine" and mine["story"]
+    assert mine == run(capsys, *settings, *file, "--style", "mine")
+    old = ["--writer", "neural-storyteller", "--beam-width", "2"]  # which sees the vector, and not the name
+    assert run(capsys, *settings, *file, *old)["story"] == run(capsys, *settings, "--style", "horror", *old)["story"]
 
 
 @pytest.mark.parametrize(
@@ -109,7 +127,7 @@ def test_a_style_file_of_ones_own(model, photos, tmp_path, capsys):
         (["a.png", "b.png", "--save", "s.json"], "--one-story"),
         (["--continue", "nowhere.json"], "nowhere.json"),
         (["--sentence", " "], "empty"),
-        (["--sentence", "So it was.", "--recipe", "cake"], "recipe must be"),
+        (["--sentence", "So it was.", "--length", "endless"], "length must be short or medium or long"),
     ],
 )
 def test_what_makes_no_story_is_one_sentence(model, arguments, says, capsys):

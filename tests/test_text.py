@@ -92,6 +92,14 @@ def test_content_words_rank_what_captions_share():
     assert "the" not in words and len(words) == 4
 
 
+def test_a_song_is_broken_at_its_own_lines_where_it_has_any():
+    song = "the sea is wide, / the boats are gone. Gone! / And/or not /"
+    assert lyric_lines(song) == "The sea is wide,\nThe boats are gone. Gone!\nAnd/or not"
+    assert lyric_lines("/ One / / two /") == "One\nTwo"
+    assert lyric_lines("and/or, yes") == "And/or\nYes"  # no line's end
+    assert lyric_lines("") == lyric_lines(" / ") == ""
+
+
 def test_lyric_lines_and_empty_pieces():
     assert lyric_lines("She came, she saw, and left. Nobody knew.") == "She came\nShe saw\nAnd left.\nNobody knew."
     assert lyric_lines("Well,, yes.") == "Well\nYes."

@@ -1,4 +1,4 @@
-"""The tiny preset of everything, as a newcomer would run it: train the three models, make styles, tell a story."""
+"""The tiny preset of everything, as a newcomer would run it: train the four models, make styles, tell a story."""
 
 import json
 
@@ -7,7 +7,7 @@ import pytest
 from modeling import PictaleSkipThoughtsEncoder, StoryPipeline
 from modeling.images import load_image
 from tests.conftest import REPOSITORY
-from training import train_captioner, train_skip_thoughts, train_story_decoder
+from training import train_captioner, train_skip_thoughts, train_story_decoder, train_storyteller
 from training.make_style import styles_from_dataset
 from training.recipes import read_recipe
 from training.tiny_photos import draw, write_tiny_photos
@@ -46,10 +46,13 @@ def test_from_data_to_story(tmp_path, monkeypatch):
     )
     pipeline = tmp_path / "pipeline"
     encoder = PictaleSkipThoughtsEncoder.from_pretrained(tmp_path / "encoder" / "best").eval()
+    train_storyteller.run(
+        recipe("tiny-storyteller", train_storyteller.StorytellerRecipe, output(tmp_path / "storyteller"))
+    )
     styles = {**styles_from_dataset("tiny-books", encoder), **styles_from_dataset("tiny-captions", encoder)}
     for name, style in styles.items():
         style.save(pipeline / "styles" / f"{name}.safetensors")
-    components = {part: str(tmp_path / part / "best") for part in ("captioner", "encoder", "decoder")}
+    components = {part: str(tmp_path / part / "best") for part in ("captioner", "encoder", "decoder", "storyteller")}
     (pipeline / "pipeline.json").write_text(json.dumps({"components": components, "styles": list(styles)}))
 
     pipe = StoryPipeline.from_pretrained(pipeline)
@@ -58,3 +61,5 @@ def test_from_data_to_story(tmp_path, monkeypatch):
     assert first.captions[0].text != second.captions[0].text
     assert first.story != second.story
     assert pipe(red, style="horror", seed=1).story != first.story
+    assert first.title and "garden" in first.story + second.story  # of every story that it has learned from
+    assert pipe(red, style="horror", seed=1, writer="neural-storyteller", beam_width=3).story

@@ -9,12 +9,12 @@ import torch
 from tokenizers import ByteLevelBPETokenizer
 from transformers import BertConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from modeling import ModelFolderError, PictaleError, Story, StoryError
+from modeling import ModelFolderError, PictaleError, Source, Story, StoryError
 from modeling.__main__ import main
 from modeling.language_model import LanguageModel, ModelPlace, expected_pace, in_bytes
 from modeling.sampling import SamplingOptions, bar_repeats, draw
-from modeling.story_prompt import GENRES, newest, story_prompt, style_in_prompt
-from modeling.story_types import Written
+from modeling.story_prompt import GENRES
+from modeling.style_pages import Page
 from modeling.text import is_content_word
 from modeling.visit import Seen, Visit, Wishes
 from modeling.writer_language_model import LanguageModelWriter
@@ -25,7 +25,8 @@ CHAT = (
     "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}[assistant] {% endif %}"
 )
-WISHES = {"style": "romance", "seed": 7, "passages": 1, "max_new_tokens": 12, "min_new_tokens": 4}
+WISHES = {"style": "romance", "seed": 7}
+PAGE = Page("It ran. It stood.", Source("Kim", "Rudyard Kipling", 1901))
 
 
 def tiny_language_model(chat: bool = True, **settings) -> LanguageModel:
@@ -60,7 +61,7 @@ def folder(tmp_path_factory, model):
 @pytest.fixture
 def pipe(model):
     pipe = tiny_pipeline()
-    pipe.writers["tiny"] = LanguageModelWriter(model, pipe._example_page)
+    pipe.writers["tiny"] = LanguageModelWriter(model, pipe.pages)
     return pipe
 
 
@@ -128,15 +129,14 @@ def test_a_seed_is_a_story(pipe):
     grown = list(pipe.stream(CAPTIONS, writer="tiny", **WISHES))
     assert grown[-1] == first.story and len(grown) > 3
     assert all(later.startswith(earlier) for earlier, later in zip(grown, grown[1:], strict=False))
-    assert len(first.story.split()) <= 12 + 40
-    assert first.content_words == ("dog", "runs", "beach", "red", "house")
+    assert len(first.story.split()) <= 48 + 40 and first.title == "" and first.follows == ()
 
 
 def test_whoever_stops_asking_has_stopped_the_model(pipe, model, monkeypatch):
     calls = []
     forward = model.model.forward
     monkeypatch.setattr(model.model, "forward", lambda *a, **k: calls.append(1) or forward(*a, **k))
-    with closing(pipe.stream(CAPTIONS, writer="tiny", **(WISHES | {"max_new_tokens": 500}))) as growing:
+    with closing(pipe.stream(CAPTIONS, writer="tiny", **(WISHES | {"length": "long"}))) as growing:
         next(growing)
         computed = len(calls)
     assert 0 < computed == len(calls) < 200
@@ -145,28 +145,30 @@ def test_whoever_stops_asking_has_stopped_the_model(pipe, model, monkeypatch):
 # -- prompts ----------------------------------------------------------------------------------------------------------
 def test_a_chat_model_finds_its_answer_begun(pipe, monkeypatch, example_photos):
     seen = prompts(pipe, monkeypatch)
-    story = pipe.start_story(example_photos[0], captions=CAPTIONS, writer="tiny", **(WISHES | {"passages": 2}))
+    story = pipe.start_story(example_photos[0], captions=CAPTIONS, writer="tiny", **WISHES)
     assert seen[0].startswith("[system] You are a storyteller.") and "longing" in seen[0]
-    ask = "[user] Write a page of a romance novel. It shows: A dog runs on the beach. A red house.\n[assistant] "
-    assert seen[0].endswith(ask)
-    first, second = story.passages[0].text.split("\n\n")
-    assert seen[1].endswith(f"{ask}{first}")
-    pipe.continue_story(story, sentence="It was  <b>late</b>.", seed=2, passages=1)
-    assert seen[2].endswith(f"[assistant] {first}\n\n{second} It was  <b>late</b>.")  # as it was written
-    pipe.continue_story(story, example_photos[1], captions=["A horse."], seed=2, passages=1)
-    assert seen[3].endswith("[user] Go on with the story from there. Now it shows: A horse.\n[assistant] ")
+    shows = "The photo shows: A dog runs on the beach. A red house."
+    ask = f"[user] Write a passage of a romance, 28 to 48 words.\n\n{shows}"
+    assert seen[0].endswith(f"{ask}\n[assistant] ")
+    told = story.passages[0].text
+    pipe.continue_story(story, sentence="It was  <b>late</b>.", seed=2)
+    assert seen[1].endswith(f"{ask}\n[assistant] {told} It was  <b>late</b>.")  # as it was written
+    pipe.continue_story(story, example_photos[1], captions=["A horse."], seed=2)
+    scene = "[user] Go on with the story from there. Now the photo shows: A horse.\n[assistant] "
+    assert seen[2].endswith(f"[assistant] {told}\n{scene}")
 
 
 def test_a_model_without_conversation_goes_on_with_a_text(monkeypatch):
     pipe = tiny_pipeline()
-    pipe.writers["plain"] = LanguageModelWriter(tiny_language_model(chat=False), lambda task: ("dog, sea", "It ran."))
+    pipe.writers["plain"] = LanguageModelWriter(tiny_language_model(chat=False), lambda task: PAGE)
     seen = prompts(pipe, monkeypatch)
     story = pipe.continue_story(Story(), sentence="It was late.", writer="plain", **WISHES)
-    start = "Pages of a romance novel, and what each of them shows.\n\nShows: dog, sea\nPage: It ran.\n\nShows: "
-    assert seen == [f"{start}\nPage: It was late."]
-    pipe.tell(CAPTIONS, writer="plain", **WISHES)
-    assert seen[1] == f"{start}A dog runs on the beach. A red house.\nPage:"
+    start = "Write a romance, short.\nPage: It ran. It stood.\n"
+    assert seen == [f"{start}Story: It was late."]
+    result = pipe.tell(CAPTIONS, writer="plain", **WISHES)
+    assert seen[1] == f"{start}Photo: A dog runs on the beach. A red house.\nStory:"
     assert story.passages[-1].writer == "plain"
+    assert result.follows == story.passages[-1].follows == (PAGE.source,)
 
 
 def test_a_template_without_system(pipe, model, monkeypatch):
@@ -174,7 +176,7 @@ def test_a_template_without_system(pipe, model, monkeypatch):
     monkeypatch.setattr(model.tokenizer, "chat_template", template)
     seen = prompts(pipe, monkeypatch)
     pipe.tell(CAPTIONS, writer="tiny", **WISHES)
-    assert seen[0].startswith("[user] You are a storyteller.") and "\n\nWrite a page of" in seen[0]
+    assert seen[0].startswith("[user] You are a storyteller.") and "\n\nWrite a passage of" in seen[0]
 
 
 def test_a_long_story_is_read_from_its_end_and_a_small_window_is_told(pipe, monkeypatch):
@@ -185,56 +187,29 @@ def test_a_long_story_is_read_from_its_end_and_a_small_window_is_told(pipe, monk
         monkeypatch.setattr(LanguageModel, "window", window)
         pipe.continue_story(story, writer="tiny", **WISHES)
         given = pipe.writers["tiny"].model.tokenizer(seen[-1], add_special_tokens=False)["input_ids"]
-        assert len(given) <= window - 3 * (12 + 40) and "Then it rained. " in seen[-1] + " "
+        assert len(given) <= window - 3 * (48 + 40) and "Then it rained. " in seen[-1] + " "
     assert seen[-1].count("dog") < seen[-2].count("dog")
     monkeypatch.setattr(LanguageModel, "window", 200)
     with pytest.raises(StoryError, match="reads only 200 tokens"):
         pipe.continue_story(story, writer="tiny", **WISHES)
 
 
-def test_styles_in_words():
-    assert style_in_prompt("romance", 1)[0] == "a romance novel"
-    kind, manner = style_in_prompt("horror:0.3,fairy_tale:0.7", 1.5)
-    assert kind == "a fairy tale that has something of a horror novel"
-    assert "wonders" in manner and "dread" in manner and "thickly" in manner
-    assert style_in_prompt("aunt  may", 1)[0] == "a book called “aunt may”"
-    assert style_in_prompt("romance", 0) == ("a story", "") and "hint" in style_in_prompt("romance", 0.5)[1]
+def test_a_small_window_leaves_the_page_out_first(pipe, monkeypatch):
+    pipe.writers["tiny"] = LanguageModelWriter(pipe.writers["tiny"].model, lambda task: PAGE)
+    seen = prompts(pipe, monkeypatch)
+    whole = pipe.tell(CAPTIONS, writer="tiny", **WISHES)
+    assert PAGE.text in seen[0] and whole.follows == (PAGE.source,)
+    words = len(pipe.writers["tiny"].model.tokenizer(seen[0])["input_ids"])
+    monkeypatch.setattr(LanguageModel, "window", 3 * (48 + 40) + words - 1)
+    without = pipe.tell(CAPTIONS, writer="tiny", **WISHES)
+    assert PAGE.text not in seen[1] and without.follows == ()
 
 
 def test_captions_that_say_the_same_are_said_once(pipe, monkeypatch):
     seen = prompts(pipe, monkeypatch)
     same = ["A brown dog runs on a path.", "A brown dog runs on a road.", "A path.", "Two men with a ball."]
     pipe.tell(same, writer="tiny", **WISHES)
-    assert "It shows: A brown dog runs on a path. Two men with a ball.\n" in seen[0]
-
-
-def test_the_newest_of_a_story():
-    assert newest("One two. Three four. Five six.", 4) == "Three four. Five six."
-    assert newest("one two three four", 3) == "two three four" and newest("One.", 3) == "One."
-
-
-def test_an_example_of_the_style_comes_from_the_bookshelf(embedded):
-    from modeling import StoryPipeline
-
-    pipe = StoryPipeline.from_pretrained(embedded)
-    if not pipe.has_writer("bookshelf"):
-        pytest.skip("the embedded pipeline has no bookshelf of its encoder")
-    asked = []
-
-    class Asked(LanguageModelWriter):
-        def write(self, task):
-            asked.append(task)
-            yield Written("So it was.")
-
-    pipe.writers["asked"] = Asked(tiny_language_model(), pipe._example_page)
-    for style in ("mystery", "everyday"):
-        pipe.tell(["A brown dog is running on a dirt path."], style=style, seed=1, writer="asked", passages=1)
-    mystery, everyday = (pipe._example_page(task) for task in asked)
-    about, page = mystery
-    passage = next(p for p in pipe.writers["bookshelf"].bookshelf.passages if p.startswith(page[:30]))
-    assert passage.startswith(page) and len(page.split()) <= 140 and set(about.split(", ")) & set(page.lower().split())
-    assert everyday is None  # it has no books
-    assert story_prompt(asked[1], "").example[1].startswith("Ruth")
+    assert "The photo shows: A brown dog runs on a path. Two men with a ball.\n" in seen[0]
 
 
 # -- finding and loading ----------------------------------------------------------------------------------------------
@@ -341,7 +316,7 @@ def test_neither_a_story_file_nor_a_visitor_chooses_what_is_downloaded(pipe, mon
     foreign = Story.from_json(story.to_json().replace('"tiny"', '"evil/model"'))
     with pytest.raises(StoryError, match="was written by 'evil/model', which is not open here"):
         pipe.continue_story(foreign)
-    assert pipe.continue_story(foreign, writer="decoder", seed=1).passages[-1].writer == "decoder"
+    assert pipe.continue_story(foreign, writer="storyteller", seed=1).passages[-1].writer == "storyteller"
     seen = Seen("photo.jpg", ())
     with pytest.raises(StoryError, match="no writer 'evil/model' here"):
         next(Visit().tell(pipe, Wishes("romance", writer="evil/model"), seen, {}))
@@ -349,7 +324,7 @@ def test_neither_a_story_file_nor_a_visitor_chooses_what_is_downloaded(pipe, mon
 
 def test_in_the_terminal(folder, tmp_path, capsys):
     model = str(save_tiny_pipeline(tmp_path / "models"))
-    arguments = ["--sentence", "It was late.", "--model", model, "--style", "romance", "--json", "--passages", "1"]
+    arguments = ["--sentence", "It was late.", "--model", model, "--style", "romance", "--json"]
     assert main([*arguments, "--writer", str(folder)]) == 0
     captured = capsys.readouterr()
     before, after = (line for line in captured.err.splitlines() if line.startswith("writer: "))
@@ -363,12 +338,11 @@ def test_in_the_terminal(folder, tmp_path, capsys):
 def test_smollm2_tells_and_goes_on(smollm2):
     """SmolLM2-135M-Instruct, from its GGUF file."""
     pipe = tiny_pipeline()
-    pipe.writers["smollm2"] = writer = LanguageModelWriter(smollm2, pipe._example_page)
-    wishes = WISHES | {"writer": "smollm2", "max_new_tokens": 20, "max_sentence_tokens": 20}
+    pipe.writers["smollm2"] = writer = LanguageModelWriter(smollm2, pipe.pages)
+    wishes = WISHES | {"writer": "smollm2"}
     story = pipe.continue_story(Story(), sentence="A brown dog ran along the beach.", **wishes)
     text = story.passages[-1].text
-    assert (
-        8 <= len(text.split()) <= 40 and text.endswith((".", "!", "?", "”", "…")) and text[0] in "“" + text[0].upper()
-    )
+    assert 20 <= len(text.split()) <= 48 + 40 and text.endswith((".", "!", "?", "”", "…"))
+    assert text[0] in "“" + text[0].upper()
     assert "<|im" not in text and "*" not in text and writer.speed > 0
     assert smollm2.window == 8192 and smollm2.tokenizer.chat_template

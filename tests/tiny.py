@@ -1,5 +1,10 @@
 """Untrained models of a few thousand parameters, and a pipeline made of them."""
 
+import atexit
+import functools
+import json
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +27,7 @@ from modeling import (
 )
 from modeling.fingerprints import backbone_fingerprint, encoder_fingerprint
 from modeling.tokenization import build_word_tokenizer
+from training.tiny_storyteller import byte_pair_tokenizer, untrained_storyteller
 
 WORDS = "dog cat beach runs sleeps red blue house old lady night door she he said the a on in of was . , “ ” !".split()
 BOOK = "\n\n".join(
@@ -29,6 +35,8 @@ BOOK = "\n\n".join(
     for colour in ("red", "blue", "green", "white", "black")
     for hour in ("one", "two", "three", "four", "five")
 )
+
+OPTIONS = {"candidates": 3, "length": "short"}  # of the tiny pipeline
 
 
 def tiny_tokenizer():
@@ -64,6 +72,24 @@ def tiny_decoder(seed: int = 0, layers: int = 1, style_size: int = 0) -> Pictale
     model = PictaleStoryDecoderForConditionalGeneration(config).eval()
     model.generation_config.suppress_tokens = [0, 1, 3]
     return model
+
+
+@functools.cache
+def tiny_storyteller() -> Path:
+    """Folder of a storyteller that writes the words above and ends sentences; any other piece is most unlikely."""
+    words = [word for word in WORDS if word.isalpha()]
+    tokenizer = byte_pair_tokenizer([" " + " ".join(words)] * 9)
+    said = [*(tokenizer.encode(f" {word}") for word in words), *map(tokenizer.encode, ".!,")]
+    assert all(len(ids) == 1 for ids in said)
+    unlikely = sorted(set(range(len(tokenizer))) - {ids[0] for ids in said} - {tokenizer.eos_token_id})
+    model = untrained_storyteller(tokenizer)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[unlikely] *= 0.05
+    folder = Path(tempfile.mkdtemp(prefix="tiny-storyteller-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 def tiny_captioner(
@@ -123,17 +149,16 @@ def tiny_pipeline() -> StoryPipeline:
         caption_tokenizer=tiny_tokenizer(),
         encoder=encoder,
         encoder_tokenizer=tiny_tokenizer(),
+        styles=tiny_styles(encoder),
+        storyteller=tiny_storyteller(),
         decoder=tiny_decoder(),
         decoder_tokenizer=tiny_tokenizer(),
-        styles=tiny_styles(encoder),
-        options=StoryOptions(candidates=3, max_new_tokens=12, min_new_tokens=4),
+        options=StoryOptions(**OPTIONS),
     )
 
 
 def save_tiny_pipeline(folder: Path) -> Path:
     """A pipeline folder with its components beside it, as hub_configs/ has them."""
-    import json
-
     pipe = tiny_pipeline()
     parts = {
         "captioner": (pipe.captioner, pipe.caption_tokenizer, pipe.image_processor),
@@ -143,13 +168,14 @@ def save_tiny_pipeline(folder: Path) -> Path:
     for name, savers in parts.items():
         for saver in savers:
             saver.save_pretrained(folder / f"tiny-{name}")
+    shutil.copytree(tiny_storyteller(), folder / "tiny-storyteller")
     (folder / "tiny-pipeline" / "styles").mkdir(parents=True)
     for name, style in {**pipe.styles, "caption": pipe._styles["caption"]}.items():
         style.save(folder / "tiny-pipeline" / "styles" / f"{name}.safetensors")
     description = {
-        "components": {name: f"pictale/tiny-{name}" for name in parts},
+        "components": {name: f"pictale/tiny-{name}" for name in (*parts, "storyteller")},
         "styles": ["caption", "romance", "horror"],
-        "options": {"candidates": 3, "max_new_tokens": 12, "min_new_tokens": 4},
+        "options": OPTIONS,
     }
     (folder / "tiny-pipeline" / "pipeline.json").write_text(json.dumps(description))
     return folder / "tiny-pipeline"

@@ -15,6 +15,7 @@ sentence, where the original (and a converted one, `training/convert_original.py
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import inspect
 import json
 import sys
@@ -26,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from modeling.errors import PictaleError
+from modeling.errors import DataError, PictaleError
 from modeling.sentence_features import load_sentence_encoder
 
 from .figures import command_line
@@ -161,7 +162,12 @@ def evaluate(
         twins: Untrained models to average.
         word_vectors: A GloVe or word2vec file, for one more row.
         baselines: False leaves everything but the model out.
+
+    Raises:
+        DataError: scikit-learn is missing, or a task's files are.
     """
+    if importlib.util.find_spec("sklearn") is None:
+        raise DataError("Sentence tasks are scored with scikit-learn: pip install -r training/requirements.txt.")
     start = time.perf_counter()
     loaded = {name: read_task(dataset_location(data), name) for name in tasks}
     encoder = load_sentence_encoder(model)

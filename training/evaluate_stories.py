@@ -1,9 +1,13 @@
 """Measure stories: do they belong to their photo, sound like their genre, read well, and are they various?
 
     python -m training.evaluate_stories --dataset flickr8k --books books
-    python -m training.evaluate_stories --dataset flickr8k --books books everyday_stories --photos 100 --json
+    python -m training.evaluate_stories --dataset flickr8k --books books everyday_stories --photos 100 --json \\
+        --fluency everyday_stories simple_stories:vist,vwp,mctest
     python -m training.evaluate_stories --dataset flickr8k --books books --systems pictale \\
-        --system "no choice:candidates=1" --stories stories.jsonl
+        --system "no choice:candidates=1" --strengths 0 0.5 1.5 --own-books FOLDER --stories stories.jsonl
+    python -m training.evaluate_stories --dataset flickr8k --books books --reading-sheet sheet.csv \\
+        --written-photos flickr8k coco_subset --people everyday_stories:storycloze
+    python -m training.evaluate_stories --read-back sheet-anna.csv sheet-ben.csv --key sheet.key.csv
 
 `--dataset` has photos with captions by people, `--books` texts whose genre is known. Beside the pipeline stand the
 plain recipe of 2015 on the same weights, the bookshelf, the bare caption and real passages (`training.story_systems`).
@@ -12,180 +16,81 @@ plain recipe of 2015 on the same weights, the bookshelf, the bare caption and re
     margin   cosine to the captions of their own photo less the mean of those to the others'
     words    share of the content words of the photo's captions that are taken up
     style    share that a classifier, trained on books that it is not asked about, takes for the genre they should have
-    perplexity   of SmolLM2-135M-Instruct, a token
+    perplexity, unknown    a word, by trigrams of people's stories (`training.ngram_judge`); share of words new to them
     distinct-1, -2, -3    different words, pairs, triples over all of them, in as many words of each system
     repeated     share of a story's sequences of four words that it had before
-    copied       share of stories with eight words in a row out of the books
+    copied       share of stories with eight words in a row out of the books or the stories that writers learned
     length, first words, whole   words; seconds, medians
 
-Intervals are of 95 %, over photos drawn with replacement; in JSON `by_style` has found, style and copied of each style.
-`training.story_judges` says how to install the judges; a measure whose judge is missing is left out, and said to be.
+Intervals are of 95 %, over photos drawn with replacement. So are those of the differences from the first system, on the
+same photos with the same seeds; one that has 0 inside is no difference. In JSON `by_style` has found, style and copied
+of each style. A measure whose judge is missing is left out, and said to be; `training.story_judges` tells how to
+install them. Whether stories make sense no judge here can say: read them, blind (`training.reading_sheet`). What the
+style does as its strength grows is seen with `--strengths`, whether a book of one's own is heard with `--own-books`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from transformers.utils.logging import disable_progress_bar
 
 from modeling.errors import DataError, PictaleError
 from modeling.pipeline_story import StoryPipeline
 
+from . import reading_sheet as sheet
 from . import story_measures as measures
-from .caption_sources import read_split
-from .feature_cache import decode_image
+from .data_text import TextSource, load_rows
 from .figures import command_line
-from .story_judges import FluencyJudge, SentenceJudge, StyleJudge
-from .story_systems import SYSTEMS, Library, Tellers, Told, parse_system, read_library
+from .ngram_judge import NgramJudge
+from .own_books import measure_own_books
+from .story_judges import SentenceJudge, StyleJudge
+from .story_scores import Judges, Scored, difference_table, differences, markdown_table, score
+from .story_systems import (
+    SYSTEMS,
+    Library,
+    Photos,
+    Tellers,
+    Told,
+    choose_photos,
+    parse_system,
+    people_stories,
+    read_library,
+)
 
-COLUMNS = {
-    "found": "found",
-    "margin": "margin",
-    "words": "words",
-    "style": "style",
-    "perplexity": "perplexity",
-    "distinct_1": "distinct-1",
-    "distinct_2": "distinct-2",
-    "distinct_3": "distinct-3",
-    "repeated": "repeated",
-    "copied": "copied",
-    "length": "length",
-    "first_words_s": "first words, s",
-    "whole_s": "whole, s",
-}
-SHARES = ("found", "words", "style", "repeated", "copied")
 MOST_WORDS = 5000  # of a system that distinct-n looks at
-
-
-@dataclass(frozen=True)
-class Photos:
-    """What is told of.
-
-    Args:
-        images: Photos measured.
-        captions: By people, of these photos and then of others that they are told from.
-        ids: Of the photos measured.
-    """
-
-    images: list[Any]
-    captions: list[list[str]]
-    ids: list[str]
-
-
-@dataclass(frozen=True)
-class Judges:
-    """Those that could be had; None is left out."""
-
-    sentence: SentenceJudge | None = None
-    fluency: FluencyJudge | None = None
-    style: StyleJudge | None = None
-
-
-def choose_photos(dataset: Any, split: str, count: int, seed: int = 0) -> Photos:
-    """`count` photos at random, and captions of as many more as make a gallery of 100.
-
-    Raises:
-        DataError: fewer than two photos with captions.
-    """
-    data = read_split(dataset, split)
-    order = np.random.default_rng(seed).permutation(len(data)).tolist()
-    images, captions, ids = [], [], []
-    for row in order:
-        if len(images) < count:
-            image = decode_image(data.images[row])
-            if image is None:
-                continue
-            images.append(image)
-            ids.append(data.image_ids[row])
-        captions.append(data.captions[row])
-        if len(images) == count and len(captions) >= measures.GALLERY:
-            break
-    if not images or len(captions) < 2:
-        raise DataError(f"{data.name}: stories are measured on at least two photos with captions.")
-    return Photos(images, captions, ids)
-
-
-# -- scores ----------------------------------------------------------------------------------------------------------
-def score(
-    told: Sequence[Told], photos: Photos, copies: np.ndarray, judges: Judges, budget: int, draws: int
-) -> dict[str, Any]:
-    """All figures of one system's stories that the judges at hand can give.
-
-    Args:
-        copies: Whether each story has something copied from the books [stories].
-        budget: Words that distinct-n looks at, the same for all systems.
-        draws: For the intervals; 0 leaves them out.
-    """
-    texts, owner = [story.text for story in told], [story.photo for story in told]
-
-    by_style: dict[str, dict[str, float]] = {style: {} for style in dict.fromkeys(story.style for story in told)}
-
-    def figure(values: Any, digits: int = 4) -> dict[str, float]:
-        statistic = values if callable(values) else measures.mean_of(values)
-        return measures.rounded(measures.bootstrap(owner, statistic, draws), digits)
-
-    def share(name: str, values: Sequence[Any] | np.ndarray) -> None:
-        report[name] = figure(values)
-        for style, shares in by_style.items():
-            own = [float(value) for value, story in zip(values, told, strict=True) if story.style == style]
-            shares[name] = round(statistics.fmean(own), 4)
-
-    report: dict[str, Any] = {"stories": len(told)}
-    if judges.sentence:
-        vectors = np.stack([judges.sentence.embed(group).mean(0) for group in photos.captions])
-        found, margin = measures.grounding(judges.sentence.embed(texts), vectors, owner)
-        share("found", found)
-        report["margin"] = figure(margin)
-    report["words"] = figure([measures.word_recall(s.text, photos.captions[s.photo]) for s in told])
-    if judges.style:
-        guesses = judges.style.classify(texts, [story.book for story in told])
-        share("style", [guess == story.style for guess, story in zip(guesses, told, strict=True)])
-    if judges.fluency:
-        report["perplexity"] = figure(measures.perplexity_of(*judges.fluency.losses(texts)), 1)
-    for size in (1, 2, 3):
-        report[f"distinct_{size}"] = round(measures.distinct(texts, size, budget), 4)
-    report["repeated"] = figure([measures.repeated(text) for text in texts])
-    share("copied", copies)
-    report["length"] = figure([len(measures.plain_words(text)) for text in texts], 1)
-    for name, key in (("first_words", "first_words_s"), ("whole", "whole_s"), ("processor", "processor_s")):
-        times = [value for story in told if (value := getattr(story, name)) is not None]
-        report[key] = round(statistics.median(times), 3) if times else None
-    return report | {"by_style": by_style}
+WRITTEN = "hub_configs/written-stories"
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A report, and the stories it is about, by system."""
+    """A report, the stories it is about, by system, and who told them."""
 
     report: dict[str, Any]
     stories: dict[str, list[Told]]
+    tellers: Tellers
 
 
-def evaluate(
+def open_tellers(
     pipe: StoryPipeline,
     photos: Photos,
     library: Library,
-    judges: Judges,
-    systems: Mapping[str, Mapping[str, Any] | None],
     styles: Sequence[str] | None = None,
     seed: int = 1,
-    draws: int = 1000,
-) -> Evaluation:
-    """Tell and score; a system that cannot tell is left out, with its reason in `not_measured`.
+    together: int = 1,
+) -> Tellers:
+    """Look at the photos, once for all systems.
 
     Args:
-        systems: Options of the pipeline by name, see `story_systems.SYSTEMS`.
         styles: None: all of the pipeline that the library has texts of.
-        seed, draws: See `Tellers` and `score`.
+        together: Stories that are told at once.
 
     Raises:
         DataError: no style that both know.
@@ -196,7 +101,37 @@ def evaluate(
         name = f"'{strange[0]}'" if styles else "any"
         raise DataError(f"No text of the style {name} was given, or the pipeline has none: choose from {known}.")
     captions = [caption for i in range(0, len(photos.images), 16) for caption in pipe.see(photos.images[i : i + 16])]
-    tellers = Tellers(pipe, photos.images, captions, styles, library, seed)
+    return Tellers(pipe, photos.images, captions, styles, library, seed, together)
+
+
+def read_written(name: str) -> list[list[str]]:
+    """What a writer may have learned by heart: of each training row of `hub_configs/written-stories` the story, the
+    passage after it and the page it was told by."""
+    rows = load_rows(TextSource(name))
+    columns = [column for column in ("story", "next", "page") if column in rows.column_names]
+    if not columns:
+        raise DataError(f"'{name}' is no data set of written stories: it needs a column story.")
+    return [[row[column] or "" for column in columns] for row in rows.select_columns(columns)]
+
+
+def evaluate(
+    tellers: Tellers,
+    photos: Photos,
+    judges: Judges,
+    systems: Mapping[str, Mapping[str, Any] | None],
+    written: Sequence[Sequence[str]] = (),
+    draws: int = 1000,
+) -> Evaluation:
+    """Tell and score; a system that cannot tell is left out, with its reason in `not_measured`.
+
+    Args:
+        systems: Options of the pipeline by name, see `story_systems.SYSTEMS`; differences are from the first.
+        written: Texts that a writer was trained on, see `read_written`.
+        draws: See `score`.
+
+    Raises:
+        DataError: no system can tell.
+    """
     stories: dict[str, list[Told]] = {}
     missing: dict[str, str] = {}
     for name, options in systems.items():
@@ -207,19 +142,27 @@ def evaluate(
     if not stories:
         raise DataError(f"No system could tell a story: {next(iter(missing.values()))}")
     budget = min(MOST_WORDS, *(measures.word_count(s.text for s in told) for told in stories.values()))
-    print("looking for copies in the books", file=sys.stderr, flush=True)
-    copies = measures.copied([s.text for told in stories.values() for s in told], library.paragraphs)
-    rows = {}
+    print("looking for copies", file=sys.stderr, flush=True)
+    texts = [s.text for told in stories.values() for s in told]
+    copies = {"books": measures.copied(texts, tellers.library.paragraphs)}
+    if written:
+        copies["written stories"] = measures.copied(texts, written)
+    scored: dict[str, Scored] = {}
     for name, told in stories.items():
         print(f"scoring {name}", file=sys.stderr, flush=True)
-        rows[name] = score(told, photos, copies[: len(told)], judges, budget, draws)
-        copies = copies[len(told) :]
+        own = {place: found[: len(told)] for place, found in copies.items()}
+        scored[name] = score(told, photos, own, judges, budget, draws)
+        copies = {place: found[len(told) :] for place, found in copies.items()}
+    first, *others = scored
+    rows = {name: one.row for name, one in scored.items()}
     report: dict[str, Any] = {
         "photos": len(photos.images),
         "gallery": min(measures.GALLERY, len(photos.captions)),
-        "styles": styles,
-        "seed": seed,
+        "styles": list(tellers.styles),
+        "seed": tellers.seed,
         "systems": rows,
+        "differences_from": first,
+        "differences": {name: differences(scored[first], scored[name], draws) for name in others},
         "options": {name: dict(options or {}) for name, options in systems.items()},
         "distinct_words": budget,
         "not_measured": missing,
@@ -232,16 +175,31 @@ def evaluate(
             "ceiling_by_genre": measures.rounded(judges.style.ceiling_by_genre),
             "floor": rows.get("caption", {}).get("style", {}).get("value"),
         }
-    return Evaluation(report, stories)
+    if judges.fluency:
+        report["fluency_judge"] = judges.fluency.about
+    return Evaluation(report, stories, tellers)
 
 
-def find_judges(library: Library, sentence: str | None, fluency: str | None) -> tuple[Judges, dict[str, str]]:
-    """The judges at hand, and a sentence for each that is not."""
+def find_judges(
+    library: Library, sentence: str | None = None, fluency: Sequence[str] = ()
+) -> tuple[Judges, dict[str, str]]:
+    """The judges at hand, and a sentence for each that is not.
+
+    Args:
+        sentence: See `SentenceJudge`.
+        fluency: Data sets of people's stories, see `story_systems.people_stories`.
+    """
+
+    def fluency_judge() -> NgramJudge:
+        if not fluency:
+            raise DataError("it learns from people's stories: name some with --fluency.")
+        return NgramJudge([text for name in fluency for text in people_stories(name)], library.short_stories())
+
     found: dict[str, Any] = {}
     missing: dict[str, str] = {}
     makers = {
         "sentence": lambda: SentenceJudge(sentence),
-        "fluency": lambda: FluencyJudge(fluency),
+        "fluency": fluency_judge,
         "style": lambda: StyleJudge(library.texts, library.genres, library.books),
     }
     for name, make in makers.items():
@@ -253,38 +211,18 @@ def find_judges(library: Library, sentence: str | None, fluency: str | None) -> 
     return Judges(**found), missing
 
 
-# -- for reading -----------------------------------------------------------------------------------------------------
-def markdown_table(report: Mapping[str, Any]) -> str:
-    """The systems as the table of a model card, with intervals where there are any; a dash: not measured."""
-    rows = report["systems"]
-    columns = {key: title for key, title in COLUMNS.items() if any(row.get(key) is not None for row in rows.values())}
-    lines = [["", *columns.values()], ["---"] * (len(columns) + 1)]
-    lines += [[name, *(_cell(key, row.get(key)) for key in columns)] for name, row in rows.items()]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _cell(key: str, figure: Any) -> str:
-    if figure is None:
-        return "-"
-    value = figure["value"] if isinstance(figure, Mapping) else figure
-    scale, form = (100, ".0f") if key in SHARES else (1, ".0f" if key in ("perplexity", "length") else ".2f")
-    text = f"{scale * value:{form}}"
-    if isinstance(figure, Mapping) and "low" in figure:
-        text += f" ({scale * figure['low']:{form}} to {scale * figure['high']:{form}})"
-    return text + (" %" if key in SHARES else "")
-
-
+# -- the command -----------------------------------------------------------------------------------------------------
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--dataset", required=True, help="photos with captions: folder, file, Hub id, name in PICTALE_DATA"
-    )
+    parser.add_argument("--dataset", help="photos with captions: folder, file, Hub id, name in PICTALE_DATA")
     parser.add_argument("--split", default="validation", help="train, validation, test, or all (validation)")
-    parser.add_argument("--books", required=True, nargs="+", help="texts of known genre: data sets of books or stories")
+    parser.add_argument("--books", nargs="+", help="texts of known genre: data sets of books or stories")
     parser.add_argument("--model", help="pipeline folder or Hub id (the embedded default)")
     parser.add_argument("--photos", type=int, default=50, help="how many, at random (50)")
     parser.add_argument("--styles", help="NAME,NAME (all that the books have)")
-    parser.add_argument("--systems", nargs="+", choices=list(SYSTEMS), default=list(SYSTEMS), help="which (all)")
+    parser.add_argument(
+        "--systems", nargs="+", choices=list(SYSTEMS), help="which (all; of a reading sheet pictale, real)"
+    )
     parser.add_argument(
         "--system",
         action="append",
@@ -292,62 +230,155 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="NAME:OPTION=VALUE,...",
         help="one more: the pipeline with these options (repeatable)",
     )
+    parser.add_argument(
+        "--strengths",
+        nargs="+",
+        type=float,
+        default=[],
+        metavar="S",
+        help="further systems: each strength of the style",
+    )
     parser.add_argument("--bookshelf", metavar="FILE", help="what the bookshelf quotes from (that of the pipeline)")
     parser.add_argument("--seed", type=int, default=1, help="of the stories: photo i has seed + i (1)")
-    parser.add_argument(
+    parser.add_argument("--together", type=int, default=1, help="stories told at once; above 1 no times are given (1)")
+    parser.add_argument("--stories", type=Path, metavar="FILE", help="also write all stories, one JSON object a line")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+    judges = parser.add_argument_group("measuring")
+    judges.add_argument(
         "--bootstrap", type=int, default=1000, metavar="DRAWS", help="for the intervals; 0 for none (1000)"
     )
-    parser.add_argument("--sentence-judge", metavar="DIR", help="another than the package's")
-    parser.add_argument("--fluency-judge", metavar="DIR_OR_GGUF", help="another than the package's")
-    parser.add_argument("--stories", type=Path, metavar="FILE", help="also write all stories, one JSON object a line")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    judges.add_argument("--sentence-judge", metavar="DIR", help="another than the package's")
+    judges.add_argument(
+        "--fluency",
+        nargs="+",
+        default=[],
+        metavar="DATASET[:SOURCE,...]",
+        help="people's short stories that no writer was trained on, for the fluency judge to learn from",
+    )
+    judges.add_argument(
+        "--written-stories", default=WRITTEN, metavar="DATASET", help=f"that writers learned ({WRITTEN})"
+    )
+    judges.add_argument("--own-books", metavar="FOLDER", help="books, each of which becomes a style to tell in")
+    sheets = parser.add_argument_group("reading")
+    sheets.add_argument(
+        "--reading-sheet", type=Path, metavar="OUT.csv", help="write a blind reading sheet, and no more"
+    )
+    sheets.add_argument("--stories-each", type=int, default=28, metavar="N", help="on the sheet, of each system (28)")
+    sheets.add_argument("--written-photos", nargs="+", default=[], metavar="DATASET", help="photos of written stories")
+    sheets.add_argument("--people", metavar="DATASET[:SOURCE,...]", help="people's stories, about anything")
+    sheets.add_argument("--read-back", nargs="+", type=Path, metavar="SHEET.csv", help="marks of readers, and no more")
+    sheets.add_argument("--key", type=Path, metavar="OUT.key.csv", help="of the sheet that is read back")
     return parser
 
 
 def run(args: argparse.Namespace) -> Evaluation:
-    if args.photos < 1 or args.bootstrap < 0:
-        raise PictaleError("--photos must be at least 1, and --bootstrap at least 0.")
-    systems = {name: SYSTEMS[name] for name in args.systems} | dict(map(parse_system, args.system))
-    pipe = StoryPipeline.from_pretrained(args.model)
-    if args.bookshelf:
-        pipe.open_bookshelf(args.bookshelf)
-    photos = choose_photos(args.dataset, args.split, args.photos)
-    library = read_library(args.books)
-    judges, missing = find_judges(library, args.sentence_judge, args.fluency_judge)
+    systems = _systems(args, SYSTEMS)
+    pipe, photos, library = _open(args, args.photos)
     styles = args.styles.split(",") if args.styles else None
-    result = evaluate(pipe, photos, library, judges, systems, styles, args.seed, args.bootstrap)
-    result.report["not_measured"].update(missing)
-    result.report.update({"model": args.model or "embedded default", "dataset": args.dataset, "split": args.split})
+    tellers = open_tellers(pipe, photos, library, styles, args.seed, args.together)
+    judges, missing = find_judges(library, args.sentence_judge, args.fluency)
+    try:
+        written = read_written(args.written_stories)
+    except DataError as error:
+        written, missing["copies of written stories"] = [], str(error)
+    result = evaluate(tellers, photos, judges, systems, written, args.bootstrap)
+    report, stories = result.report, result.stories
+    report["not_measured"].update(missing)
+    report.update({"model": args.model or "embedded default", "dataset": args.dataset, "split": args.split})
+    if args.own_books:
+        told = stories[report["differences_from"]]
+        report["own_books"] = measure_own_books(args.own_books, tellers, library, told, args.bootstrap)
     if args.stories:
         lines = [
             json.dumps({"system": name, "photo_id": photos.ids[story.photo], **asdict(story)}, ensure_ascii=False)
-            for name, told in result.stories.items()
+            for name, told in stories.items()
             for story in told
         ]
         args.stories.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return result
 
 
+def make_sheet(args: argparse.Namespace) -> str:
+    """Write the reading sheet that the command line asks for; what was done, in a sentence."""
+    if args.stories_each < 1:
+        raise PictaleError("--stories-each must be at least 1.")
+    systems = _systems(args, ("pictale", "real"))
+    pipe, photos, library = _open(args, min(args.photos, args.stories_each))
+    styles = args.styles.split(",") if args.styles else None
+    tellers = open_tellers(pipe, photos, library, styles, args.seed, args.together)
+    entries = sheet.told_entries(tellers, photos, systems, args.stories_each)
+    if args.written_photos:
+        entries += sheet.written_entries(
+            args.written_stories, args.written_photos, tellers.styles, args.stories_each, args.seed
+        )
+    if args.people:
+        texts = people_stories(args.people)
+        entries += sheet.people_entries(texts, photos, tellers.styles, args.stories_each, args.seed)
+    key = sheet.write_sheet(args.reading_sheet, entries, args.seed)
+    return f"{args.reading_sheet}: {len(entries)} stories to read. {key} says whose they are: no reader should open it."
+
+
+def _systems(args: argparse.Namespace, default: Sequence[str]) -> dict[str, dict[str, Any] | None]:
+    named = {name: SYSTEMS[name] for name in args.systems or default} | dict(map(parse_system, args.system))
+    return named | {f"strength {strength:g}": {"strength": strength} for strength in args.strengths}
+
+
+def _open(args: argparse.Namespace, count: int) -> tuple[StoryPipeline, Photos, Library]:
+    if count < 1 or args.bootstrap < 0 or args.together < 1:
+        raise PictaleError("--photos and --together must be at least 1, and --bootstrap at least 0.")
+    if not args.dataset or not args.books:
+        raise PictaleError("Name photos with --dataset, and texts of known genre with --books.")
+    pipe = StoryPipeline.from_pretrained(args.model)
+    if args.bookshelf:
+        pipe.open_bookshelf(args.bookshelf)
+    return pipe, choose_photos(args.dataset, args.split, count), read_library(args.books)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(arguments)
     disable_progress_bar()  # of transformers, which draws one for the weights
     try:
-        report = run(args).report
+        if args.reading_sheet:
+            print(make_sheet(args))
+            return 0
+        if args.read_back and not args.key:
+            raise PictaleError("Name the file that says whose the stories are with --key.")
+        report = sheet.read_back(args.read_back, args.key) if args.read_back else run(args).report
     except PictaleError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2
     if args.json:
         print(json.dumps(report | {"command": command_line("evaluate_stories", arguments)}))
-        return 0
-    print(markdown_table(report))
-    if judge := report.get("style_judge"):
-        ceiling, floor = judge["ceiling"], judge["floor"]
-        print(
-            f"\nStyle judge: {ceiling:.0%} of real passages right" + (f", {floor:.0%} of captions." if floor else ".")
-        )
-    for name, reason in report["not_measured"].items():
+    else:
+        print(sheet.reading_table(report) if args.read_back else _tables(report))
+    for name, reason in report["not_measured"].items() if not args.json else ():
         print(f"Not measured, {name}: {reason}", file=sys.stderr)
     return 0
+
+
+def _tables(report: Mapping[str, Any]) -> str:
+    parts = [markdown_table(report)]
+    if report["differences"]:
+        parts.append(
+            f"Differences from {report['differences_from']}, on the same photos:\n\n{difference_table(report)}"
+        )
+    if judge := report.get("style_judge"):
+        ceiling, floor = judge["ceiling"], judge["floor"]
+        parts.append(
+            f"Style judge: {ceiling:.0%} of real passages right" + (f", {floor:.0%} of captions." if floor else ".")
+        )
+    if judge := report.get("fluency_judge"):
+        held_out, unknown = judge["held_out"], judge["held_out_unknown"]
+        parts.append(
+            f"Fluency judge: {judge['stories']:,} stories learned; perplexity {held_out:.0f} of those held out, "
+            f"{unknown:.1%} of their words unknown."
+        )
+    for name, book in report.get("own_books", {}).items():
+        parts.append(
+            f"Stories in the style of {name}: {book['taken']['value']:.0%} taken for it (of stories in the genres "
+            f"{book['others']:.0%}, of its own passages {book['ceiling']:.0%}), {book['copied']:.0%} copy from it."
+        )
+    return "\n\n".join(parts)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,6 @@ from typing import Any
 
 from modeling.bookshelf import BOOKSHELF_FILE
 from modeling.model_folder import PIPELINE_FILE, component_folder, read_pipeline_file
-from modeling.naturalness import NATURALNESS_FILE
-from modeling.plots import PLOTS_FILE
 
 from .caption_sources import CaptionSplit
 from .captioner_recipe import CaptionerRecipe
@@ -160,9 +158,8 @@ def publish(output: Path, work: Path, pipeline: Path, recipe: CaptionerRecipe, c
             components[part] = source.name
             shutil.copytree(source, output / source.name, dirs_exist_ok=True)
     shutil.copytree(pipeline / "styles", output / "styles", dirs_exist_ok=True)
-    for name in (BOOKSHELF_FILE, NATURALNESS_FILE, PLOTS_FILE):
-        if (pipeline / name).is_file():
-            shutil.copyfile(pipeline / name, output / name)
+    if (pipeline / BOOKSHELF_FILE).is_file():
+        shutil.copyfile(pipeline / BOOKSHELF_FILE, output / BOOKSHELF_FILE)
     complete(output)
     (output / "README.md").write_text(model_card(recipe, comparison), encoding="utf-8")
     write_recipe(recipe, output / "recipe.json")

@@ -33,6 +33,7 @@ from modeling.tokenization import BOS_ID, PAD_ID, UNK_ID, build_word_tokenizer
 from .export_weights import export_weights
 from .model_card import write_text
 from .sync_code import REPOSITORY
+from .tiny_storyteller import byte_pair_tokenizer, untrained_storyteller
 
 WORDS = """the a of and in on with at by is was are were he she it they we you his her to from said not one two dog cat
 horse bird man woman boy girl people red blue green black white beach street snow water grass house door
@@ -81,6 +82,10 @@ decoder = AutoModelForSeq2SeqLM.from_pretrained("hub_configs/tiny-story-decoder"
 tokenizer = AutoTokenizer.from_pretrained("hub_configs/tiny-story-decoder")
 ids = decoder.generate(torch.zeros(1, decoder.config.thought_size), max_new_tokens=20)
 print(tokenizer.decode(ids[0]))""",
+    "tiny-storyteller": """from transformers import pipeline
+
+write = pipeline("text-generation", model="hub_configs/tiny-storyteller")
+print(write("Write a mystery, short.\\nPhoto: A dog runs.\\nTitle:", max_new_tokens=20))""",
     "tiny-joint-embedding": """from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, AutoModelForImageTextToText
 
@@ -94,6 +99,7 @@ ABOUT = {
     "tiny-captioner": ("The captioner", "image-to-text", "image-captioning", "captioner-flickr8k"),
     "tiny-skip-thoughts": ("The sentence encoder", "feature-extraction", "skip-thoughts", "skip-thoughts-books"),
     "tiny-story-decoder": ("The story decoder", "text-generation", "story-generation", "story-decoder-books"),
+    "tiny-storyteller": ("The storyteller", "text-generation", "story-generation", "storyteller-smollm2-135m"),
     "tiny-joint-embedding": (
         "The joint embedding of photographs and sentences",
         "feature-extraction",
@@ -139,11 +145,15 @@ def make(name: str, settings: dict, words: int, encoder_size: int, root: Path) -
 
 def build(root: Path) -> list[Path]:
     """Write the tiny folders below `root`, where their `recipe.json` lie; returns them."""
-    sizes = {name: json.loads((root / name / "recipe.json").read_text(encoding="utf-8"))["model"] for name in ABOUT}
-    tokenizer = build_word_tokenizer([" ".join(WORDS)])
+    sizes = {name: json.loads((root / name / "recipe.json").read_text(encoding="utf-8")).get("model") for name in ABOUT}
+    words, pieces = build_word_tokenizer([" ".join(WORDS)]), byte_pair_tokenizer([" ".join(WORDS)])
     folders = []
     for name, settings in sizes.items():
-        model = make(name, settings, len(tokenizer), sizes["tiny-skip-thoughts"]["hidden_size"], root)
+        if name == "tiny-storyteller":
+            tokenizer, model = pieces, untrained_storyteller(pieces)
+        else:
+            tokenizer = words
+            model = make(name, settings, len(words), sizes["tiny-skip-thoughts"]["hidden_size"], root)
         with tempfile.TemporaryDirectory() as place:
             model.save_pretrained(place)
             tokenizer.save_pretrained(place)

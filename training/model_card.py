@@ -101,7 +101,7 @@ def fingerprint(folder: Path) -> str:
     """First 16 digits of the sha256 of the weights; of a pipeline, which has none, of all that makes it what it is."""
     files = sorted(folder.glob("model*.safetensors"))
     if not files:
-        beside = ("styles/*", "bookshelf.*", "naturalness.*", "plots.*")
+        beside = ("styles/*", "bookshelf.*")
         files = [folder / "pipeline.json", *(path for pattern in beside for path in sorted(folder.glob(pattern)))]
     digest = hashlib.sha256()
     for path in files:

@@ -13,10 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import sparse
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import accuracy_score, f1_score
 
 from modeling.words import split_words
 
@@ -126,11 +122,15 @@ class TfidfBaseline:
     2,000 most frequent single words.
     """
 
-    def _words(self, **options: Any) -> TfidfVectorizer:
+    def _words(self, **options: Any) -> Any:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
         return TfidfVectorizer(tokenizer=_lower_words, token_pattern=None, lowercase=False, **options)
 
     def classify(self, task: LabelledSentences, folds: int = FOLDS, grid: Sequence[float] = GRID) -> dict:
         """The accuracy that `nested_cross_validation` or, with a test part, `cross_validated_test` measures."""
+        from sklearn.metrics import accuracy_score
+
         texts, labels = np.array(task.sentences, dtype=object), task.labels
         splits = [task.test] if task.test.any() else list(fold_masks(len(labels), folds))
         scores, chosen = [], []
@@ -145,6 +145,9 @@ class TfidfBaseline:
 
     def paraphrase(self, task: SentencePairs, folds: int = FOLDS, grid: Sequence[float] = GRID) -> dict:
         """The scores of MRPC, without and with the hand features."""
+        from scipy import sparse
+        from sklearn.metrics import accuracy_score, f1_score
+
         test, labels, result = task.split == 2, task.scores.astype(int), {}
         vectorizer = self._words(ngram_range=(1, 2))
         vectorizer.fit(_texts_of(task, ~test))
@@ -160,6 +163,8 @@ class TfidfBaseline:
 
     def relate(self, task: SentencePairs, lowest: int) -> dict:
         """The scores of SICK (`lowest` 1) or STS-B (0)."""
+        from scipy import sparse
+
         vectorizer = self._words(max_features=2000)
         vectorizer.fit(_texts_of(task, task.split == 0))
         first, second = vectorizer.transform(task.first), vectorizer.transform(task.second)
@@ -169,6 +174,7 @@ class TfidfBaseline:
         return relatedness(features, task.scores, task.split, lowest) | cosine
 
     def _fit(self, features: Any, labels: np.ndarray, c: float) -> Any:
+        from sklearn.linear_model import LogisticRegression
         from sklearn.multiclass import OneVsRestClassifier
 
         classifier = LogisticRegression(C=c, solver="liblinear")

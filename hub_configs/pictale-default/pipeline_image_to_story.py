@@ -17,7 +17,7 @@ class ImageToStoryPipeline(Pipeline):
     Example:
         >>> storyteller = pipeline("image-to-story", model="pictale/pictale-default", trust_remote_code=True)
         >>> storyteller("photo.jpg", style="romance", seed=1)["story"]
-        >>> storyteller(photos, batch_size=4, style="horror:0.7,everyday:0.3", candidates=6)
+        >>> storyteller(photos, batch_size=4, style="horror:0.7,everyday:0.3", length="long")
 
     Args of a call:
         style: A name, a blend, or a `Style`; the pipeline's first if not given.
@@ -25,7 +25,7 @@ class ImageToStoryPipeline(Pipeline):
         All others are the fields of `StoryOptions`.
 
     Returns:
-        `story`, `style`, `seed` and `captions`, each with `generated_text`, `score` and `remembered`.
+        `story`, `title`, `style`, `seed` and `captions`, each with `generated_text`, `score` and `remembered`.
     """
 
     _load_processor = False
@@ -55,4 +55,10 @@ class ImageToStoryPipeline(Pipeline):
             {"generated_text": caption.text, "score": caption.score, "remembered": caption.remembered}
             for caption in result.captions
         ]
-        return {"story": result.story, "style": result.style, "seed": result.seed, "captions": captions}
+        return {
+            "story": result.story,
+            "title": result.title,
+            "style": result.style,
+            "seed": result.seed,
+            "captions": captions,
+        }

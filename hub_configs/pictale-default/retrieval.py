@@ -23,7 +23,7 @@ from .model_folder import load_component
 from .modeling_joint_embedding import PictaleJointEmbedding
 from .neighbours import Neighbour
 from .photo_search import FoundPhoto, PhotoIndex
-from .story_types import Caption, StoryOptions
+from .story_types import NEURAL_STORYTELLER, Caption, StoryOptions
 from .text import clean_text
 from .words import split_words
 
@@ -214,7 +214,7 @@ class PhotoRetrieval:
 
     def _chooses_by_photo(self, options: StoryOptions | None) -> bool:
         options = options or self.options
-        return self.embedding is not None and options.recipe == "pictale" and bool(options.weight_picture)
+        return self.embedding is not None and options.writer != NEURAL_STORYTELLER and bool(options.weight_picture)
 
     def _embedding(self) -> PictaleJointEmbedding:
         if self.embedding is None:

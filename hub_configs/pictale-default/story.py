@@ -23,11 +23,12 @@ from typing import Any
 from PIL import Image
 
 from .errors import StoryError
-from .story_types import Candidate, Caption, Source
+from .story_types import STORYTELLER, Candidate, Caption, Source
 from .text import lyric_lines
 
 FORMAT, VERSION = "pictale-story", 1
 ORIGINS = ("photo", "user", "sentence", "story")
+_OLD_WRITERS = {None: STORYTELLER, "decoder": STORYTELLER}  # what files of the first edition say
 _BOOKS = ("sources", "follows")  # fields of a passage that name some
 MAX_FILE_BYTES = 20_000_000
 MAX_TEXT = 20_000  # characters of one passage, sentence or caption
@@ -75,13 +76,13 @@ class Passage:
             so far; or `user`: it is a sentence of the user's, kept as it was.
         photo: Index of its photo among the story's, with `photo`.
         style, strength, seed: With which it was written; the first empty and the last None for the user's own.
-        content_words: Words the writer was shown.
+        title: Of the story, where its writer gave one with this passage.
         scores: Mean over its sentences of the scores of the candidate that was chosen, by name.
         lyrics: Shown in lines, broken at commas.
         edited: The text was changed by hand.
         writer: Who wrote it, a name among `StoryPipeline.writers`.
         sources: The books it quotes; none if it was invented.
-        follows: The books on whose pages happens what it tells, if it follows any.
+        follows: The books whose pages its writer was shown, to write in their manner.
         choices: All candidates of all its sentences, as long as the program runs: files do not hold them.
     """
 
@@ -91,11 +92,11 @@ class Passage:
     style: str = ""
     strength: float = 1.0
     seed: int | None = None
-    content_words: tuple[str, ...] = ()
+    title: str = ""
     scores: dict[str, float] = field(default_factory=dict)
     lyrics: bool = False
     edited: bool = False
-    writer: str = "decoder"
+    writer: str = STORYTELLER
     sources: tuple[Source, ...] = ()
     follows: tuple[Source, ...] = ()
     choices: tuple[tuple[Candidate, ...], ...] = field(default=(), repr=False, compare=False)
@@ -149,6 +150,11 @@ class Story:
                 index, text = step.edit
                 passages[index] = dataclasses.replace(passages[index], text=text, lyrics=False, edited=True)
         return tuple(passages)
+
+    @property
+    def title(self) -> str:
+        """What its writer called it; "" if it did not."""
+        return next((passage.title for passage in self.passages if passage.title), "")
 
     @property
     def text(self) -> str:
@@ -240,7 +246,7 @@ class Story:
 
     def to_markdown(self) -> str:
         """The story for reading, photos as thumbnails in the text, with the styles and seeds at the end."""
-        parts, shown = [], set()
+        parts, shown = [f"# {_escaped(self.title)}"] if self.title else [], set()
         for passage in self.passages:
             if passage.photo is not None and passage.photo not in shown:
                 shown.add(passage.photo)
@@ -249,7 +255,7 @@ class Story:
             if passage.sources:
                 parts.append("— " + _escaped("; ".join(map(str, passage.sources))))
             if passage.follows:
-                parts.append("— after a page of " + _escaped("; ".join(map(str, passage.follows))))
+                parts.append("— in the manner of " + _escaped("; ".join(map(str, passage.follows))))
         made = dict.fromkeys(f"{p.style}, seed {p.seed}" for p in self.passages if p.seed is not None)
         parts.append(f"*{_escaped('; '.join(made))}*" if made else "")
         return "\n\n".join(part for part in parts if part) + "\n"
@@ -386,6 +392,7 @@ def _read_passage(record: Any, where: str) -> Passage:
     if origin not in ORIGINS:
         raise _damaged(where, "has no right 'origin'")
     scores = _value(record, "scores", where, dict, type(None)) or {}
+    writer = _value(record, "writer", where, str, type(None))
     return Passage(
         text=_value(record, "text", where, str),
         origin=origin,
@@ -393,11 +400,11 @@ def _read_passage(record: Any, where: str) -> Passage:
         style=_value(record, "style", where, str),
         strength=float(_value(record, "strength", where, int, float)),
         seed=_value(record, "seed", where, int, type(None)),
-        content_words=_strings(record, "content_words", where),
+        title=_value(record, "title", where, str, type(None)) or "",
         scores={str(name): float(_value(scores, name, where, int, float)) for name in scores},
         lyrics=_value(record, "lyrics", where, bool),
         edited=_value(record, "edited", where, bool),
-        writer=_value(record, "writer", where, str, type(None)) or "decoder",
+        writer=_OLD_WRITERS.get(writer, writer),
         **{name: tuple(_book(book, where) for book in _items(record, name, where)) for name in _BOOKS},
     )
 

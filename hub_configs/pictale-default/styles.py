@@ -3,24 +3,23 @@
 neural-storyteller (github.com/ryankiros/neural-storyteller, `generate.py`): with x the mean vector of the captions, c
 the mean vector of captions in general and b the mean vector of a book's passages,
 
-    F(x) = f (x - r c) + s sum_i w_i b_i        sum_i w_i = 1, s the strength, f = r = 1
+    F(x) = x - c + s sum_i w_i b_i        sum_i w_i = 1, s the strength
 
-`x - c` keeps what is particular to this picture, b says how passages of the genre sound. A caption is one sentence, and
-lies further from the mean of captions than a passage of several from the mean of its genre: with f = 1 a decoder that
-has learned from passages is told of nothing but the picture, louder than it ever heard, and stutters. A smaller f, the
-focus, brings the vector to where passages lie. A style is one vector with its
-provenance, stored as safetensors; it belongs to the encoder whose fingerprint it carries, and no other accepts it.
+`x - c` keeps what is particular to this picture, b says how passages of the genre sound. A style is one vector with its
+provenance, and some pages of its book where it was made of a user's own, stored as safetensors; it belongs to the
+encoder whose fingerprint it carries, and no other accepts it.
 
 Shapes: D thought width.
 """
 
 from __future__ import annotations
 
+import bz2
 import json
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +36,9 @@ if TYPE_CHECKING:
 
 MINIMUM_PASSAGES = 20
 PASSAGE_CHARACTERS = (60, 400)
+PAGES = 200  # that a style keeps
+PAGE_WORDS = (25, 80)  # of such a page
+MAX_PAGE_BYTES = 1_000_000  # decompressed: a small file must not fill the memory
 MAX_SOURCE = 300  # characters of where a style came from
 _NAME = re.compile(r"[\w][\w .'-]{0,39}")
 
@@ -52,6 +54,8 @@ class Style:
         source: Where the text came from, in words.
         encoder: Fingerprint of the skip-thought encoder.
         filter: Shortest and longest passage that counted, in characters.
+        pages: Some of the passages themselves, which a writer may be shown to write in their manner.
+        page_vectors: float16 [len(pages), D], theirs.
     """
 
     name: str
@@ -60,6 +64,8 @@ class Style:
     source: str
     encoder: str
     filter: tuple[int, int] = PASSAGE_CHARACTERS
+    pages: tuple[str, ...] = ()
+    page_vectors: np.ndarray | None = field(default=None, repr=False)
 
     def save(self, path: str | Path) -> None:
         """Write the style as one safetensors file; an existing file is replaced only when the new one is whole."""
@@ -79,7 +85,14 @@ class Style:
             "encoder": self.encoder,
             "filter": json.dumps(self.filter),
         }
-        return save({"vector": np.ascontiguousarray(self.vector, dtype=np.float32)}, metadata)
+        arrays = {"vector": np.ascontiguousarray(self.vector, dtype=np.float32)}
+        if self.pages:
+            text = bz2.compress("\n".join(self.pages).encode())
+            arrays |= {
+                "pages": np.frombuffer(text, np.uint8),
+                "page_vectors": np.ascontiguousarray(self.page_vectors, dtype=np.float16),
+            }
+        return save(arrays, metadata)
 
     @classmethod
     def load(cls, path: str | Path) -> Style:
@@ -96,6 +109,12 @@ class Style:
                 vector = file.get_tensor("vector").astype(np.float32)
                 if vector.ndim != 1 or not np.isfinite(vector).all():
                     raise ValueError("its vector is none")
+                pages, page_vectors = (), None
+                if "pages" in file.keys():  # noqa: SIM118 - not a mapping
+                    pages = tuple(_decompressed(file.get_tensor("pages")).split("\n"))
+                    page_vectors = file.get_tensor("page_vectors")
+                    if page_vectors.shape != (len(pages), len(vector)) or not np.isfinite(page_vectors).all():
+                        raise ValueError("its pages do not fit together")
                 return cls(
                     name=_checked_name(metadata["name"]),
                     vector=vector,
@@ -103,6 +122,8 @@ class Style:
                     source=metadata["source"][:MAX_SOURCE],
                     encoder=metadata["encoder"],
                     filter=tuple(json.loads(metadata["filter"])),
+                    pages=pages,
+                    page_vectors=page_vectors,
                 )
         except FileNotFoundError:
             raise StyleError(f"There is no style file {path}.") from None
@@ -118,6 +139,15 @@ class Style:
                 f"The style '{self.name}' was made with another encoder ({self.encoder}, not {fingerprint}): "
                 "make it again from its text with this model."
             )
+
+
+def _decompressed(data: np.ndarray) -> str:
+    """The text; ValueError if it is not whole, or longer than any style's."""
+    decompressor = bz2.BZ2Decompressor()
+    text = decompressor.decompress(data.tobytes(), MAX_PAGE_BYTES)
+    if not decompressor.eof:
+        raise ValueError("its text is not whole or too long")
+    return text.decode()
 
 
 def _checked_name(name: str) -> str:
@@ -164,6 +194,7 @@ def make_style(
     limits: tuple[int, int] = PASSAGE_CHARACTERS,
     max_passages: int = 5000,
     progress: Callable[[float, str], None] | None = None,
+    pages: int = PAGES,
 ) -> Style:
     """Make a style from a text, in seconds and without training.
 
@@ -175,6 +206,8 @@ def make_style(
         limits: Shortest and longest passage that counts, in characters.
         max_passages: More than these are sampled evenly.
         progress: Called with a share done and a word on what is being done.
+        pages: So many passages of the text are kept in the style, for the storyteller to write in their manner; 0
+            keeps none of it.
 
     Raises:
         StyleError: the name cannot be used, or the text has fewer than `MINIMUM_PASSAGES` passages.
@@ -197,10 +230,23 @@ def make_style(
         if progress:
             progress(start / len(passages), f"reading passage {start:,} of {len(passages):,}")
         vectors.append(encode_passages(encoder, passages[start : start + 250]))
-    mean = np.concatenate(vectors).mean(0)
+    thoughts = np.concatenate(vectors)
+    mean = thoughts.mean(0)
+    texts = [" ".join(" ".join(passage).split()) for passage in passages]
+    fit = [i for i, text in enumerate(texts) if PAGE_WORDS[0] <= len(text.split()) <= PAGE_WORDS[1]]
+    kept = fit[:: max(1, -(-len(fit) // pages))] if pages else []
     if progress:
         progress(1.0, f"read {len(passages):,} passages")
-    return Style(name, mean, len(passages), source, encoder_fingerprint(encoder), limits)
+    return Style(
+        name,
+        mean,
+        len(passages),
+        source,
+        encoder_fingerprint(encoder),
+        limits,
+        tuple(texts[i] for i in kept),
+        thoughts[kept].astype(np.float16) if kept else None,
+    )
 
 
 def encode_passages(encoder: PictaleSkipThoughtsEncoder, passages: list[list[str]]) -> np.ndarray:
@@ -259,13 +305,6 @@ def _parse_blend(text: str) -> dict[str, float]:
     return weights
 
 
-def shift_style(
-    x: np.ndarray,
-    caption_mean: np.ndarray,
-    style: np.ndarray,
-    strength: float = 1.0,
-    caption_removal: float = 1.0,
-    focus: float = 1.0,
-) -> np.ndarray:
-    """f (x - r c) + s b; all [D]."""
-    return (focus * (x - caption_removal * caption_mean) + strength * style).astype(np.float32)
+def shift_style(x: np.ndarray, caption_mean: np.ndarray, style: np.ndarray, strength: float = 1.0) -> np.ndarray:
+    """x - c + s b; all [D]."""
+    return (x - caption_mean + strength * style).astype(np.float32)

@@ -118,8 +118,10 @@ def _final_period(text: str) -> str:
 
 
 def lyric_lines(text: str) -> str:
-    """Break a story at commas and sentence ends, one line each, as neural-storyteller's `lyric` did."""
-    pieces = (piece.strip(" ,") for piece in re.split(r",\s+|(?<=[.!?])\s+", text))
+    """A song in lines: at its own ` / ` where it has any, else at commas and sentence ends, as neural-storyteller's
+    `lyric` did."""
+    split = r"\s*/\s+" if " / " in text else r",\s+|(?<=[.!?])\s+"
+    pieces = (piece.strip(" /") if " / " in text else piece.strip(" ,") for piece in re.split(split, text))
     return "\n".join(piece[0].upper() + piece[1:] for piece in pieces if piece)
 
 

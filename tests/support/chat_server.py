@@ -21,6 +21,7 @@ class ChatServer:
     Args:
         story: What its model says; a # in it is the number of the request.
         pause: Seconds before each word.
+        turns: Each event takes one; without any left it waits.
         statuses: Of the next requests, each with headers and a body; when none is left it answers.
         events: The data of its events in place of those of `story`; `None` cuts the connection.
         content_type, whole: Of the answer, and the answer itself where it does not stream.
@@ -29,6 +30,7 @@ class ChatServer:
 
     story: str = "A dog ran along the beach. It saw a boat, and a man in it who did not move. Nobody else was there."
     pause: float = 0.0
+    turns: threading.Semaphore | None = None
     statuses: list[tuple[int, dict[str, str], Any]] = field(default_factory=list)
     events: list[Any] | None = None
     content_type: str = "text/event-stream"
@@ -99,6 +101,8 @@ class Handler(BaseHTTPRequestHandler):
             if event is None:
                 return self.connection.close()
             time.sleep(self.chat.pause)
+            if self.chat.turns is not None:
+                self.chat.turns.acquire()
             data = event if isinstance(event, str) else json.dumps(event)
             self.chunk(f"data: {data}\n\n".encode())
             self.chat.sent += 1
