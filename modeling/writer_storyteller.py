@@ -64,6 +64,7 @@ class StorytellerWriter:
     ) -> None:
         self._place, self._pages, self._ranking, self._device = place, pages, ranking, device
         self._engine = place if isinstance(place, StoryEngine) else None
+        self.threads: int | None = None  # of torch for the engine; None: as many as it takes by itself
         self._lock = threading.Lock()
 
     @property
@@ -76,7 +77,7 @@ class StorytellerWriter:
                         "This pipeline has no storyteller ('storyteller' in its pipeline.json): choose another writer, "
                         f"or train one with `{HOW_TO_TRAIN}`."
                     )
-                self._engine = StoryEngine.load(self._place, device=self._device)
+                self._engine = StoryEngine.load(self._place, device=self._device, threads=self.threads)
             return self._engine
 
     def prepare(self) -> None:
