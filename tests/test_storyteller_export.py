@@ -4,7 +4,9 @@ import json
 
 import pytest
 import torch
+import transformers
 from datasets import Dataset
+from packaging.version import Version
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -82,6 +84,8 @@ def test_the_engine_writes_the_same_from_a_copy_of_the_weights_turned_back(train
 
 def test_transformers_loads_the_folder(trained, tmp_path):
     pytest.importorskip("compressed_tensors", reason="compressed-tensors is not installed")
+    if Version(transformers.__version__) < Version("5.23"):
+        pytest.skip("transformers turns tied embeddings of 8 bits back from 5.23 on")
     export(trained, tmp_path / "out", 0)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     engine = StoryEngine.load(tmp_path / "out", precision="float32")

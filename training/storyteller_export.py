@@ -5,8 +5,9 @@
 
 Linear weights and embeddings become whole numbers of 8 bits with a factor for each row, in the layout of
 compressed-tensors ("int-quantized"), in files of less than 90 MiB. `AutoModelForCausalLM.from_pretrained` turns them
-back into floating point where compressed-tensors is installed; the page's own reader (`modeling.story_network`) needs
-nothing but safetensors and computes with the 8 bits.
+back into floating point where compressed-tensors is installed (transformers from 5.23 on, which does so for embeddings
+that are the output's too); the page's own reader (`modeling.story_network`) needs nothing but safetensors and computes
+with the 8 bits.
 
 Before the folder takes its name it is compared with the weights it was made from, on stories that were held out: the
 loss, which must not rise by more than 1 %, and the tokens that are most probable. (Texts that are written word by word
