@@ -9,7 +9,7 @@ Shapes: N rows, T ids, V vocabulary, K words considered.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -71,13 +71,3 @@ def runs_of(ids: Sequence[int], size: int) -> dict[tuple[int, ...], list[int]]:
     for end in range(size - 1, len(ids)) if size > 0 else ():
         runs.setdefault(tuple(ids[end - size + 1 : end]), []).append(ids[end])
     return runs
-
-
-def bar_copies(log_probs: torch.Tensor, sequences: torch.Tensor, runs: Mapping[tuple[int, ...], Sequence[int]]) -> None:
-    """Set to -inf, in place, each word that would complete one of the `runs_of` a text."""
-    if not runs:
-        return
-    size = len(next(iter(runs)))
-    for row, ids in enumerate(sequences[:, -size:].tolist()):
-        if found := runs.get(tuple(ids)):
-            log_probs[row, found] = -torch.inf

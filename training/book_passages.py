@@ -4,8 +4,8 @@ something for every photo, in every genre, from every book.
 The choice is greedy. A passage is worth the sum of weight / (1 + n) over the wanted words it has, n being how many
 passages of its genre with that word were chosen before, in proportion to its length: so "dog" is there many times over,
 "skateboard" as often as novels have one, and no word fills the shelf. Weights fall with a word's rank among captions.
-Passages in which nobody speaks are worth several times as much: photos do not talk, and stories follow the events of
-such pages (`modeling.story_plots`).
+Passages in which nobody speaks are worth several times as much: photos do not talk, and stories follow the manner of
+such pages (`modeling.style_pages`).
 """
 
 from __future__ import annotations
