@@ -16,8 +16,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-# One core for each story, and one for captions and the page itself: visits run in threads of their own, and torch's
-# helpers of several threads wait for each other so long that a story takes twice the time. Read when torch is imported.
+# Visits run in threads of their own, and torch's helpers of several threads wait for each other so long that everything
+# takes twice the time: so each computes on one core, but the storyteller, whose one thread writes for all visitors, on
+# all there are. Read when torch is imported.
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+STORY_THREADS = None if "OMP_NUM_THREADS" in os.environ else CORES
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from modeling.quick_imports import quick_imports
@@ -38,14 +41,13 @@ with quick_imports():
 if TYPE_CHECKING:
     from modeling import StoryPipeline
 
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 EXAMPLES = sorted((Path(__file__).parent / "hub_configs" / "pictale-default" / "examples").glob("*.jpg"))
 STYLES = tuple(SPINES)
 LABELS = {name: style_in_words(name) for name in STYLES}
 
-# Queues: so many at the same moment, the others wait for their turn. Captions, which take a tenth of a second, never
-# wait for a story; nobody waits for somebody else's book or hundred photos.
-os.environ.setdefault("GRADIO_DEFAULT_CONCURRENCY_LIMIT", str(min(max(CORES - 1, 1), 4)))
+# Queues: so many at the same moment, the others wait for their turn. Stories share the storyteller's batch. Captions,
+# which take a tenth of a second, never wait for a story; nobody waits for somebody else's book or hundred photos.
+os.environ.setdefault("GRADIO_DEFAULT_CONCURRENCY_LIMIT", str(min(4 * CORES, 16)))
 STORIES = {"concurrency_id": "stories", "concurrency_limit": "default"}
 SEEING = {"concurrency_id": "seeing", "concurrency_limit": 1}
 READING = {"concurrency_id": "reading", "concurrency_limit": 1}
@@ -75,6 +77,7 @@ def _load_pipeline() -> "StoryPipeline":
     from modeling import StoryPipeline  # brings torch and transformers, which take longer than all the page needs
 
     pipeline = StoryPipeline.from_pretrained()
+    pipeline.writers[STORYTELLER].threads = STORY_THREADS
     if model := os.environ.get("PICTALE_WRITER_MODEL"):  # a language model that visitors may choose as the writer
         log = logging.getLogger("pictale")
         try:  # its size is asked for now, so that no visitor waits for it; it is loaded when the first one chooses it
