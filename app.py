@@ -23,7 +23,7 @@ CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os
 STORY_THREADS = None if "OMP_NUM_THREADS" in os.environ else CORES
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from modeling.quick_imports import quick_imports
+from modeling.quick_imports import quick_imports  # noqa: E402
 
 with quick_imports():
     import gradio as gr

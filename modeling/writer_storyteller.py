@@ -107,10 +107,10 @@ class StorytellerWriter:
                         yield Written(self._shown(f"{told}{found}", task), tuple(choices), title, follows)
                 if not found:
                     break
-                told, candidates = self._chosen(state, found, told, ranking, task)
+                told, candidates, over = self._chosen(state, found, told, ranking)
                 choices.append(candidates)
                 yield Written(self._shown(told, task), tuple(choices), title, follows)
-                if len(told.split()) >= task.options.words[1]:
+                if over or len(told.split()) >= task.options.words[1]:
                     break
         if not told:
             raise StoryError("The storyteller has written nothing: try another seed.")
@@ -178,9 +178,10 @@ class StorytellerWriter:
         yield [] if over or not any(one.text.strip() for one in found) else found
 
     def _chosen(
-        self, state: StoryState, found: list[Continuation], told: str, ranking: Ranking, task: PassageTask
-    ) -> tuple[str, tuple[Candidate, ...]]:
-        """The story with the best candidate, and all of them, best first; the state goes on from it."""
+        self, state: StoryState, found: list[Continuation], told: str, ranking: Ranking
+    ) -> tuple[str, tuple[Candidate, ...], bool]:
+        """The story with the best candidate, and all of them, best first; the state goes on from it, unless the story
+        ends with it, in the middle of a sentence, which is said last."""
         rows = [row for row, one in enumerate(found) if one.text.strip()]
         proposals = [
             Proposal(directed_quotes(found[row].text.strip()), found[row].log_prob / max(len(found[row].ids), 1))
@@ -191,7 +192,8 @@ class StorytellerWriter:
         state.keep(rows[best])
         told = f"{told}{found[rows[best]].text}"
         ranking.keep(best, directed_quotes(told.strip()))
-        return told, tuple(sorted(candidates, key=lambda candidate: -candidate.score))
+        ordered = tuple(sorted(candidates, key=lambda candidate: -candidate.score))
+        return told, ordered, found[rows[best]].ended == "end"
 
     @staticmethod
     def _shown(told: str, task: PassageTask, whole: bool = False) -> str:

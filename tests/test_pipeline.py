@@ -128,7 +128,7 @@ def test_a_story_is_about_as_long_as_asked(pipe, length):
 def test_the_story_is_made_of_the_winners(pipe):
     for seed in range(3):
         result = pipe.tell(["the old dog was on the beach."], style="romance", seed=seed, length="medium")
-        assert len(result.choices) > 4
+        assert len(result.choices) > 1
         story, told = ("".join(text.split()) for text in (result.story, "".join(c[0].text for c in result.choices)))
         assert story in (told, told.rstrip(",;:-") + ".")
 

@@ -211,9 +211,17 @@ def test_a_model_without_words_comes_to_an_end():
     assert set(text) == {"x", "."}
 
 
+def test_a_story_that_ends_within_a_sentence_is_not_gone_on_with():
+    """The engine refuses to write on after the end."""
+    engine = Scripted("T", [TWELVE] * 2, [TWELVE] * 2, [" And so", " The best end"], [" no more."] * 2)
+    grown = tell(engine, length="short", candidates=2)
+    assert grown[-1].text == f"{(TWELVE * 2).strip()} The best end." and len(engine.asked) == 1 + 3
+    assert [c.text for c in grown[-1].choices[-1]] == ["The best end", "And so"]
+
+
 def test_a_story_that_breaks_off_ends_with_a_period():
     for said, shown in ((" It rained, and", "It rained, and."), (" It rained,", "It rained."), (" “No” --", "“No”.")):
-        grown = tell(Scripted("T", [TWELVE], [TWELVE], [said], [END]), length="short", candidates=1)
+        grown = tell(Scripted("T", [TWELVE], [TWELVE], [said]), length="short", candidates=1)
         assert grown[-1].text == f"{(TWELVE * 2).strip()} {shown}"
         for before, after in zip(grown, grown[1:], strict=False):
             assert after.text.startswith(before.text)
