@@ -55,6 +55,7 @@ def until(condition) -> None:
 
 
 def test_a_full_queue_is_said_and_captions_do_not_wait_for_stories(page, pipeline, example_photos, monkeypatch):
+    monkeypatch.setenv("GRADIO_DEFAULT_CONCURRENCY_LIMIT", "1")
     monkeypatch.setattr(app, "MAX_WAITING", 2)
     with served(page) as url, httpx.Client(base_url=url, timeout=60) as client:
         photo = uploaded(client, example_photos[0].read_bytes()).json()[0]
@@ -76,6 +77,7 @@ def test_a_full_queue_is_said_and_captions_do_not_wait_for_stories(page, pipelin
 
 @pytest.mark.browser
 def test_a_full_queue_is_said_on_the_page(browser, page, pipeline, example_photos, monkeypatch):
+    monkeypatch.setenv("GRADIO_DEFAULT_CONCURRENCY_LIMIT", "1")
     monkeypatch.setattr(app, "MAX_WAITING", 1)
     pipeline.words = 40
     with served(page) as url, httpx.Client(base_url=url, timeout=60) as client, visit(browser, url) as tab:
