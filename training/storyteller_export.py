@@ -46,7 +46,7 @@ from .storyteller_data import StorytellerData, encode, read_stories, story_examp
 SHARD = "85MB"
 MOST_LOSS = 1.01  # of the loss of the full weights
 MOST_TOKENS = 230
-KEPT = ("README.md", "recipe.json", "LICENSE", "NOTICE")  # of a folder that is written anew
+KEPT = ("README.md", "recipe*.json", "figures.json", "LICENSE", "NOTICE")  # of a folder that is written anew
 COPIED = ("tokenizer_config.json", "generation_config.json", "special_tokens_map.json")
 GREEDY = SamplingOptions(temperature=0.0)
 SCHEME = {
@@ -156,9 +156,8 @@ def export(
 
     def write(folder: Path) -> None:
         write_eight_bit(source, folder)
-        for name in KEPT:
-            if (output / name).is_file():
-                shutil.copyfile(output / name, folder / name)
+        for path in (path for pattern in KEPT for path in sorted(output.glob(pattern))):
+            shutil.copyfile(path, folder / path.name)
         StoryNetwork.load(folder, precision="float32")  # raises for a model that is not read
         if examples:
             found.append(compare(folder, source, examples))
