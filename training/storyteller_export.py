@@ -46,7 +46,7 @@ from .storyteller_data import StorytellerData, encode, read_stories, story_examp
 SHARD = "85MB"
 MOST_LOSS = 1.01  # of the loss of the full weights
 MOST_TOKENS = 230
-KEPT = ("README.md", "recipe*.json", "figures.json", "LICENSE", "NOTICE")  # of a folder that is written anew
+KEPT = ("README.md", "recipe*.json", "LICENSE", "NOTICE")  # of a folder that is written anew
 COPIED = ("tokenizer_config.json", "generation_config.json", "special_tokens_map.json")
 GREEDY = SamplingOptions(temperature=0.0)
 SCHEME = {
