@@ -19,7 +19,13 @@ def captions(pipe, example_photos):
 
 @pytest.fixture(scope="module")
 def results(pipe, example_photos, shipped_storyteller):
-    return dict(zip((p.stem for p in example_photos), pipe(example_photos, style="adventure", seed=1, length="short"), strict=True))
+    return dict(
+        zip(
+            (p.stem for p in example_photos),
+            pipe(example_photos, style="adventure", seed=1, length="short"),
+            strict=True,
+        )
+    )
 
 
 def test_every_photo_has_its_own_captions(captions):
