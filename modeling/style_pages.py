@@ -21,7 +21,7 @@ import numpy as np
 
 from .bookshelf import Bookshelf
 from .errors import ModelFolderError
-from .neighbours import unit_rows
+from .neighbours import deviations, unit_rows
 from .story_prompt import FAINT, shortened_page
 from .story_types import Source
 from .styles import Style
@@ -65,7 +65,7 @@ class StylePages:
         sources = [source for pool in pools for source in pool[2]]
         seen, style = (self._projected(v) for v in (task.wish.seen, self._particular(task.wish.style, styles)))
         rows = unit_rows(vectors)
-        total = _deviations(rows @ seen) + task.options.strength * _deviations(rows @ style)
+        total = deviations(rows @ seen) + task.options.strength * deviations(rows @ style)
         total += CHANCE * np.random.default_rng(task.seed).gumbel(size=len(total))
         for place in np.argsort(-total, kind="stable")[:10].tolist():
             if text := shortened_page(texts[place]):
@@ -101,8 +101,3 @@ class StylePages:
         """A style without what all have in common [D]."""
         others = [style.vector for name, style in styles.items() if name != "caption"]
         return vector - np.mean(others, axis=0) if len(others) > 1 else vector
-
-
-def _deviations(values: np.ndarray) -> np.ndarray:
-    """Less their mean, in standard deviations."""
-    return (values - values.mean()) / max(float(values.std()), 1e-8)

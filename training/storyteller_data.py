@@ -15,7 +15,7 @@ Shapes: B examples, T tokens.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from modeling.errors import DataError
-from modeling.story_prompt import GENRES, PAGE_STYLE, SONG, StoryPrompt, newest, shortened_page
+from modeling.story_prompt import GENRES, PAGE_STYLE, SONG, StoryPrompt, newest, one_line, shortened_page
 from modeling.story_types import LENGTHS
 from modeling.text import clean_text, content_words
 from modeling.word_forms import base_form, taken_up
@@ -201,8 +201,8 @@ def story_example(row: StoryRow, data: StorytellerData, rng: random.Random) -> t
         tuple(_objects(row.captions or row.seen, row.story, rng)) if rng.random() < data.objects else (),
     )
     if not row.next or rng.random() >= data.go_on:
-        return prompt, f" {row.title}\nStory: {story_text(row.story, row.style)}"
-    before = story_text(row.story, row.style)
+        return prompt, f" {row.title}\nStory: {one_line(row.story)}"
+    before = one_line(row.story)
     if row.kind == "one_then_sentence" and row.sentence:
         before = f"{before} {row.sentence}"
     length = _length_of(row.next)
@@ -215,13 +215,8 @@ def story_example(row: StoryRow, data: StorytellerData, rng: random.Random) -> t
             before=newest(before, MOST_BEFORE),
             scene=tuple(_shown(row.scene, row.scene_seen, data, rng)) if row.kind == "one_then_photo" else (),
         ),
-        f" {story_text(row.next, row.style)}",
+        f" {one_line(row.next)}",
     )
-
-
-def story_text(text: str, style: str) -> str:
-    """As it is learned: one line; songs keep ` / ` between theirs."""
-    return " ".join(text.split())
 
 
 def _kind(row: StoryRow, page: bool, rng: random.Random, unnamed: float) -> str:
@@ -371,9 +366,6 @@ class StoryBatches(LengthBatches):
         if epoch != self._drawn:
             self.examples.set_epoch(epoch)
             self.lengths, self._drawn = self.examples.lengths, epoch
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return iter(self._epoch_batches())
 
 
 def collate(batch: Sequence[Mapping[str, list[int]]], pad: int) -> dict[str, torch.Tensor]:

@@ -21,6 +21,7 @@ import copy
 import json
 import math
 import os
+import random
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from typing import Any
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
+from accelerate import PartialState
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -159,8 +161,6 @@ class Evaluation:
     """Held-out loss, in all and by style, and samples."""
 
     def __init__(self, recipe: StorytellerRecipe, tokenizer: Any) -> None:
-        import random
-
         self.recipe, self.tokenizer = recipe, tokenizer
         rng = random.Random("validation")
         rows = read_stories(recipe.data, "validation")
@@ -228,8 +228,6 @@ def run(recipe: StorytellerRecipe, resume: bool = False) -> Any:
     if not len(examples):
         raise RecipeError("Nothing is left to learn from: raise data.shares or data.max_tokens.")
     evaluate = Evaluation(recipe, tokenizer)
-    from accelerate import PartialState
-
     state = PartialState()
     batches = StoryBatches(examples, recipe.data.batch_tokens, recipe.training.seed, state.num_processes)
     loader = DataLoader(

@@ -27,7 +27,7 @@ import numpy as np
 
 from .bookshelf import BOOKSHELF_FILE, HOW_TO_BUILD, Bookshelf
 from .errors import ModelFolderError, StoryError
-from .neighbours import unit_rows
+from .neighbours import deviations, unit_rows
 from .story_types import Candidate, Written
 from .writer import PassageTask
 
@@ -92,8 +92,8 @@ class BookshelfWriter:
         shelf, options = self.bookshelf, task.options
         rows = self._scores(task)
         total = (
-            0.5 * _deviations(rows["grounding"])
-            + 0.5 * _deviations(rows["words"])
+            0.5 * deviations(rows["grounding"])
+            + 0.5 * deviations(rows["words"])
             + options.strength * SHELVES * rows["style"]
             - OTHER_BOOK * rows["thread"]
         )
@@ -136,8 +136,3 @@ class BookshelfWriter:
         named = [vector for name, vector in self._styles().items() if name in shelf.genres]
         wanted = style - (np.mean(named, 0) if len(named) > 1 else middle)
         return unit_rows(shelf.shelves - middle) @ unit_rows(wanted)
-
-
-def _deviations(values: np.ndarray) -> np.ndarray:
-    deviation = float(values.std())
-    return (values - values.mean()) / deviation if deviation > 1e-6 else np.zeros_like(values)

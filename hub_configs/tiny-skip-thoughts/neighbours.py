@@ -27,6 +27,12 @@ def unit_rows(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
 
 
+def deviations(values: np.ndarray) -> np.ndarray:
+    """Numbers less their mean, in standard deviations; 0 where all are the same."""
+    deviation = float(values.std())
+    return (values - values.mean()) / deviation if deviation > 1e-6 else np.zeros_like(values)
+
+
 def row_blocks(table: np.ndarray, size: int = 16384) -> Iterator[np.ndarray]:
     """Consecutive rows of `table`."""
     return (table[start : start + size] for start in range(0, len(table), size))
